@@ -1,0 +1,323 @@
+"""The shapes that both wings share: what is published to the data plane, what it spools, what validation reports.
+
+Standard library and msgspec only. Shapes are given in the Open Inference Protocol's words: a shape is a tuple of
+ints, -1 for a dimension that the caller chooses; a datatype is one of `Datatype`.
+"""
+
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+
+BASIS_POINTS = 10_000
+SCHEMA_VERSION = 1
+
+PREDICTION_LOG_FORMAT = "spool-v1"
+
+
+class Frozen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of every published shape: immutable, named fields, unknown fields ignored so that old readers live on."""
+
+
+class Datatype(StrEnum):
+    """Open Inference Protocol V2 datatypes, https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol."""
+
+    BOOL = "BOOL"
+    UINT8 = "UINT8"
+    UINT16 = "UINT16"
+    UINT32 = "UINT32"
+    UINT64 = "UINT64"
+    INT8 = "INT8"
+    INT16 = "INT16"
+    INT32 = "INT32"
+    INT64 = "INT64"
+    FP16 = "FP16"
+    FP32 = "FP32"
+    FP64 = "FP64"
+    BYTES = "BYTES"
+
+
+class Task(StrEnum):
+    TABULAR_CLASSIFICATION = "tabular-classification"
+    TABULAR_REGRESSION = "tabular-regression"
+    IMAGE_CLASSIFICATION = "image-classification"
+    IMAGE_MULTILABEL = "image-multilabel"
+    RANKING = "ranking"
+    TENSOR = "tensor"
+
+    @property
+    def takes_pictures(self) -> bool:
+        return self in (Task.IMAGE_CLASSIFICATION, Task.IMAGE_MULTILABEL)
+
+
+class Activation(StrEnum):
+    """What is still to be applied to the graph's score output before it reads as scores."""
+
+    NONE = "none"
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+
+
+class Lane(StrEnum):
+    AUTO = "auto"
+    INLINE = "inline"
+    EXECUTOR = "executor"
+    JOB = "job"
+
+
+class Role(StrEnum):
+    LIVE = "live"
+    SHADOW = "shadow"
+
+
+class Source(StrEnum):
+    """Where a logged prediction came from; only LIVE and SHADOW enter rollups that guards and experiments read."""
+
+    LIVE = "live"
+    SHADOW = "shadow"
+    TEST = "test"
+    DEMO = "demo"
+
+
+class Scope(StrEnum):
+    PREDICT = "predict"
+    PIN = "pin"
+    FEEDBACK = "feedback"
+    READ = "read"
+    UPLOAD = "upload"
+    DEPLOY = "deploy"
+    ADMIN = "admin"
+
+
+class Column(Frozen):
+    """One named feature: position in the model's input, and whether null or NaN is allowed as a missing value."""
+
+    name: str
+    nullable: bool = False
+    # What the prediction log keeps of it: a payload policy, see CapturePolicy.
+    keep: Literal["keep", "hash", "drop"] = "keep"
+
+
+class TensorSpec(Frozen):
+    """One input or output of a graph. `shape` has -1 for dynamic dimensions, `dims` their names in the file ("" if none)."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    dims: tuple[str, ...] = ()
+
+
+class Signature(Frozen):
+    """What a model takes and gives.
+
+    `batched`: the first dimension of every input and output is dynamic, so rows of several callers may share a run.
+    `score_output`: index of the output that activation, labels and thresholds speak of (probabilities or logits).
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batched: bool = True
+    score_output: int = 0
+
+
+class VersionRoute(Frozen):
+    """A ready model version as the data plane and the workers need it."""
+
+    id: str
+    model: str
+    number: int
+    artifact_sha256: str
+    artifact_bytes: int
+    signature: Signature
+    task: Task
+    activation: Activation = Activation.NONE
+    labels: tuple[str, ...] = ()
+    thresholds: dict[str, float] = {}
+    columns: tuple[Column, ...] = ()
+    preprocessor: dict[str, Any] | None = None
+    # Median seconds of a one-row run as measured at validation; the lane `auto` starts from it and measures again.
+    cost_s: float = 0.0
+    # The model accepts NaN and infinities (declared by its owner); otherwise they are refused.
+    accepts_non_finite: bool = False
+
+
+class CapturePolicy(Frozen):
+    """What of a prediction is written to the log. Rollups always count everything.
+
+    `payload_share`: share of predictions, 0..1, whose inputs and outputs are kept. `hash_salt`: hex, for hashed columns.
+    """
+
+    payload_share: float = 1.0
+    retention_days: int = 30
+    hash_salt: str = ""
+
+
+class Share(Frozen):
+    """A version's part of the traffic in basis points; live shares of a deployment total 10,000."""
+
+    number: int
+    basis_points: int
+
+
+class DeploymentRoute(Frozen):
+    """One deployment at one split revision. `live` is ordered by version number; `versions` is keyed by number."""
+
+    id: str
+    name: str
+    team_id: str
+    model: str
+    revision: int
+    salt: str
+    task: Task
+    lane: Lane = Lane.AUTO
+    live: tuple[Share, ...] = ()
+    shadow: tuple[Share, ...] = ()
+    # Every ready version of the deployment's model that has a share, a label, or may be pinned.
+    versions: dict[int, VersionRoute] = {}
+    labels: dict[str, int] = {}
+    capture: CapturePolicy = CapturePolicy()
+    max_rows: int = 4096
+    max_body_bytes: int = 64 * 1024 * 1024
+    # Set for a deployment that was retired: calls are answered 410.
+    retired: bool = False
+
+
+class Routes(Frozen):
+    """The routes document: published in two phases (prepared by every live process, then activated)."""
+
+    generation: int
+    deployments: tuple[DeploymentRoute, ...] = ()
+    schema: int = SCHEMA_VERSION
+
+
+class AccessKey(Frozen):
+    """An API key as the data plane knows it: `digest` is the hex sha256 of the whole key. Times are Unix seconds.
+
+    `deployments`: ids the key may call; None means every deployment of its team.
+    `rate_per_minute`: None means no limit.
+    """
+
+    id: str
+    digest: str
+    team_id: str
+    scopes: tuple[Scope, ...]
+    deployments: tuple[str, ...] | None = None
+    expires_at: float | None = None
+    revoked: bool = False
+    test: bool = False
+    rate_per_minute: int | None = None
+
+
+class Access(Frozen):
+    """The access document: applied at once by every process. Revoked and expired keys stay listed, so they answer 401."""
+
+    generation: int
+    keys: tuple[AccessKey, ...] = ()
+    schema: int = SCHEMA_VERSION
+
+
+class Outcome(StrEnum):
+    OK = "ok"
+    CLIENT_ERROR = "client_error"
+    SERVER_ERROR = "server_error"
+    SHED = "shed"
+    TIMEOUT = "timeout"
+
+
+class SpoolRecord(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"schema": "v"}):
+    """One line of the spool: a prediction, or a call that was refused (then `id` is its request id and `code` is set).
+
+    Times: `at` Unix seconds of arrival; `*_ms` milliseconds. `inputs`/`outputs` are absent where the policy keeps none.
+    Rows of one call share one record: `inputs` is {column or tensor name: list over rows}, `outputs` the same by name.
+    """
+
+    id: str
+    at: float
+    source: Source
+    deployment_id: str = ""
+    version_id: str = ""
+    version: int = 0
+    key_id: str = ""
+    client_id: str = ""
+    retry_of: str = ""
+    shadow_of: str = ""
+    idempotency_key: str = ""
+    routes_generation: int = 0
+    revision: int = 0
+    pinned: bool = False
+    role: Role = Role.LIVE
+    lane: Lane = Lane.INLINE
+    queue_ms: float = 0.0
+    compute_ms: float = 0.0
+    total_ms: float = 0.0
+    rows: int = 1
+    outcome: Outcome = Outcome.OK
+    status: int = 200
+    code: str = ""
+    # Where a refusal points: the column or input that was wrong.
+    loc: str = ""
+    inputs: dict[str, Any] | None = None
+    outputs: dict[str, Any] | None = None
+    # Always present for served predictions, whatever the policy keeps: what the rollups' sketches are made from.
+    # Numbers per column over rows (None for missing), for scores the labelled outputs.
+    features: dict[str, list[Any]] | None = None
+    scores: dict[str, list[Any]] | None = None
+    context: dict[str, str] = {}
+    # Per picture: width, height, mean, std, sha256 of the stored bytes; never the picture.
+    pictures: list[dict[str, Any]] = []
+    warnings: list[str] = []
+    schema: int = SCHEMA_VERSION
+
+
+class ReportCheck(Frozen):
+    """One line of a validation report: ok True, False, or None where it did not apply."""
+
+    name: str
+    ok: bool | None
+    detail: str = ""
+
+
+class ValidationRequest(Frozen):
+    """What the throw-away child is asked to check. Files are given by path; nothing of them is trusted."""
+
+    model_path: str
+    task: Task | None = None
+    activation: Activation | None = None
+    labels: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    preprocessor: dict[str, Any] | None = None
+    # A folder with test_data_set_*/{input,output}_*.pb, a zip of such, or an .npz with arrays by input and output name.
+    golden_path: str | None = None
+    # Where the child may write the cut model, when a ZipMap tail was removed.
+    rewritten_path: str | None = None
+
+
+class ValidationReport(Frozen):
+    """What validation found. `ok` False means rejected, with `code` from the error table and `reason` for people.
+
+    `latency_ms` is the median of a one-row run, `memory_bytes` the growth of resident memory by load and first run.
+    """
+
+    ok: bool
+    code: str = ""
+    reason: str = ""
+    checks: tuple[ReportCheck, ...] = ()
+    warnings: tuple[str, ...] = ()
+    signature: Signature | None = None
+    task: Task | None = None
+    activation: Activation | None = None
+    opset: dict[str, int] = {}
+    ir_version: int = 0
+    producer: str = ""
+    operators: dict[str, int] = {}
+    parameters: int = 0
+    model_bytes: int = 0
+    latency_ms: float | None = None
+    memory_bytes: int | None = None
+    zipmap_cut: bool = False
+    # The labels that the file itself carried (ZipMap's keys), when none were given.
+    labels: tuple[str, ...] = ()
+    golden_sets: int = 0
+    golden_max_error: float | None = None
+    isolated: bool = False
+    runtime: str = ""

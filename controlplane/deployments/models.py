@@ -1,0 +1,202 @@
+"""Deployments, their immutable split revisions, key grants, and what is published to the data plane."""
+
+import secrets
+import uuid
+from typing import Any
+
+from django.conf import settings
+from django.db import models
+from django.db.models.functions import Lower
+
+from controlplane.accounts.models import ApiKey, Right, Team, User
+from controlplane.catalog.models import ModelVersion, RegisteredModel
+from inference.contracts import BASIS_POINTS, Lane
+
+
+def _new_salt() -> str:
+    return secrets.token_hex(8)
+
+
+class DeploymentQuerySet(models.QuerySet["Deployment"]):
+    def for_user(self, user: User) -> "DeploymentQuerySet":
+        """Deployments of the teams in which this person may look around (a site admin: all)."""
+        if user.is_superuser:
+            return self
+        return self.filter(team_id__in=[m.team_id for m in user._memberships() if Right.VIEW in m.rights])
+
+    def for_key(self, key: ApiKey) -> "DeploymentQuerySet":
+        """Deployments of the key's team that the key was granted."""
+        mine = self.filter(team_id=key.team_id)
+        return mine if key.every_deployment else mine.filter(key_grants__key=key)
+
+    def current(self) -> "DeploymentQuerySet":
+        return self.filter(retired_at=None)
+
+
+class Deployment(models.Model):
+    """A stable name that clients call; answers with versions of one registered model by its active split revision."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    team = models.ForeignKey(Team, on_delete=models.PROTECT, related_name="deployments")
+    name = models.CharField(max_length=60)
+    model = models.ForeignKey(RegisteredModel, on_delete=models.PROTECT, related_name="deployments")
+    description = models.TextField(blank=True, max_length=2000)
+    lane = models.CharField(max_length=10, choices=[(lane.value, lane.value) for lane in Lane], default=Lane.AUTO.value)
+    salt = models.CharField(max_length=32, default=_new_salt, editable=False)
+    payload_share = models.FloatField(default=1.0)
+    retention_days = models.PositiveIntegerField(default=30)
+    column_policy = models.JSONField(default=dict, help_text="column name -> keep, hash or drop; absent means keep")
+    hash_salt = models.CharField(max_length=32, default=_new_salt, editable=False)
+    max_rows = models.PositiveIntegerField(default=4096)
+    max_body_bytes = models.PositiveIntegerField(default=64 * 1024 * 1024)
+    demo = models.BooleanField(default=False)
+    next_revision = models.PositiveIntegerField(default=1)
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
+    retired_at = models.DateTimeField(null=True, blank=True)
+
+    objects = DeploymentQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["name"]
+        constraints = [
+            models.UniqueConstraint(Lower("name"), name="deployment_name"),
+            models.CheckConstraint(
+                condition=models.Q(payload_share__gte=0, payload_share__lte=1), name="deployment_payload_share"
+            ),
+            models.CheckConstraint(condition=models.Q(retention_days__gte=1), name="deployment_retention"),
+            models.CheckConstraint(condition=models.Q(max_rows__gte=1), name="deployment_max_rows"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class RevisionState(models.TextChoices):
+    PREPARING = "preparing", "Preparing"
+    ACTIVE = "active", "Active"
+    FAILED = "failed", "Failed"
+    SUPERSEDED = "superseded", "Superseded"
+
+
+class SplitRevision(models.Model):
+    """One split of a deployment's traffic, never edited. Shares are basis points by version number; live ones total 10,000.
+
+    `generation` is the routes generation that first carried it.
+    """
+
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="revisions")
+    number = models.PositiveIntegerField()
+    shares = models.JSONField()
+    shadow = models.JSONField(default=dict)
+    state = models.CharField(max_length=12, choices=RevisionState, default=RevisionState.PREPARING)
+    failure = models.TextField(blank=True)
+    reason = models.TextField(blank=True, max_length=500)
+    actor = models.CharField(max_length=200)
+    actor_user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
+    returns_to = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
+    generation = models.BigIntegerField(null=True, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    activated_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["deployment", "-number"]
+        constraints = [
+            models.UniqueConstraint(fields=["deployment", "number"], name="split_revision_number"),
+            models.UniqueConstraint(
+                fields=["deployment"],
+                condition=models.Q(state=RevisionState.ACTIVE),
+                name="split_revision_one_active",
+            ),
+            models.CheckConstraint(condition=models.Q(state__in=RevisionState.values), name="split_revision_state"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.deployment} revision {self.number}"
+
+    def percentages(self) -> dict[str, float]:
+        """Live shares in per cent by version number."""
+        return {number: share * 100 / BASIS_POINTS for number, share in self.shares.items()}
+
+    def as_json(self) -> dict[str, Any]:
+        return {"revision": self.number, "shares": self.shares, "shadow": self.shadow, "state": self.state}
+
+
+class VersionLabel(models.Model):
+    """A label such as `stable` or `canary` by which a V1 URL names a version of a deployment."""
+
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="version_labels")
+    label = models.CharField(max_length=40)
+    version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="version_labels")
+
+    class Meta:
+        ordering = ["label"]
+        constraints = [models.UniqueConstraint(fields=["deployment", "label"], name="version_label_once")]
+
+    def __str__(self) -> str:
+        return f"{self.deployment}/{self.label}"
+
+
+class KeyGrant(models.Model):
+    """Lets an API key call one deployment, where the key may not call every one of its team."""
+
+    key = models.ForeignKey(ApiKey, on_delete=models.CASCADE, related_name="grants")
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="key_grants")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["key", "deployment"], name="key_grant_once")]
+
+    def __str__(self) -> str:
+        return f"{self.key} may call {self.deployment}"
+
+
+class DocumentKind(models.TextChoices):
+    ACCESS = "access", "access"
+    ROUTES = "routes", "routes"
+
+
+class DataplaneDocument(models.Model):
+    """A signed document for the data plane; `body` is the JSON of contracts.Access or contracts.Routes.
+
+    The data plane reads and activates these rows with plain SQL (inference/registry.py): keep names and states stable.
+    """
+
+    kind = models.CharField(max_length=8, choices=DocumentKind)
+    generation = models.BigIntegerField()
+    body = models.TextField()
+    signature = models.CharField(max_length=64)
+    state = models.CharField(max_length=12, choices=RevisionState)
+    failure = models.TextField(blank=True, db_default="")
+    created_at = models.DateTimeField(auto_now_add=True)
+    activated_at = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "dataplane_document"
+        constraints = [models.UniqueConstraint(fields=["kind", "generation"], name="dataplane_document_generation")]
+        indexes = [models.Index(fields=["kind", "state", "-generation"], name="dataplane_document_state")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.generation}"
+
+
+class DataplaneProcess(models.Model):
+    """A serving process as it reports itself each second; live while its heartbeat is at most five seconds old."""
+
+    id = models.UUIDField(primary_key=True)
+    host = models.CharField(max_length=255)
+    pid = models.IntegerField()
+    started_at = models.DateTimeField()
+    heartbeat_at = models.DateTimeField(db_index=True)
+    access_generation = models.BigIntegerField(db_default=0)
+    prepared_generation = models.BigIntegerField(db_default=0)
+    active_generation = models.BigIntegerField(db_default=0)
+    failed_generation = models.BigIntegerField(null=True)
+    failures = models.JSONField(db_default={})
+    loaded = models.JSONField(db_default={})
+
+    class Meta:
+        db_table = "dataplane_process"
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.pid}"

@@ -42,7 +42,7 @@ def content_type(headers: Headers) -> bytes:
 
 
 def refuse_media_type(kind: bytes) -> None:
-    """Raise unsupported_media_type for forms and XML; other kinds are read as JSON, as TensorFlow Serving reads them."""
+    """Raise unsupported_media_type for forms and XML; any other kind is read as JSON, as TensorFlow Serving does."""
     if kind.startswith(b"multipart/") or kind.endswith((b"/xml", b"+xml")):
         raise InferenceError(
             "unsupported_media_type",

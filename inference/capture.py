@@ -1,0 +1,165 @@
+"""What of a prediction is written to the log: used by the front door before an answer and by the workers after a job.
+
+Two parts of a record are filled. `inputs` and `outputs` are the payload, kept as the deployment's policy and each
+column's `keep` say. `features` and `scores` are what rollups count, always there; in them text of a column that must
+not be kept stands as its salted hash, so that categories can be counted without being known.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy.typing as npt
+
+from inference.contracts import CapturePolicy, SpoolRecord, VersionRoute
+from inference.runtime.scores import scores_of
+
+# A payload of more cells is not kept: one line of the spool stays below about half a megabyte.
+PAYLOAD_CELLS = 16_384
+# What rollups count: all columns of all rows up to here, evenly spaced rows of a larger call.
+FEATURE_CELLS = 262_144
+FEATURE_COLUMNS = 512
+SCORE_COLUMNS = 1_024
+
+Array = npt.NDArray[Any]
+
+
+def fill(
+    record: SpoolRecord,
+    version: VersionRoute,
+    policy: CapturePolicy,
+    inputs: Mapping[str, Array],
+    outputs: Mapping[str, Array],
+) -> None:
+    """Set `inputs`, `outputs`, `features` and `scores` of a served prediction's record.
+
+    `inputs` and `outputs` are tensors by name as the model took and gave them; pictures are never passed in here as
+    anything but tensors, and a tensor of rank 3 or more is no feature and is not kept for picture tasks.
+    """
+    if version.columns and len(inputs) == 1:
+        _fill_columns(record, version, policy, next(iter(inputs.values())))
+    else:
+        _fill_tensors(record, version, policy, inputs)
+    if record.inputs is not None:
+        record.outputs = _payload_of(record, outputs)
+    record.scores = _scores(version, outputs)
+
+
+def keeps_payload(record_id: str, policy: CapturePolicy) -> bool:
+    """Whether this prediction's payload is in the kept share; decided by its id, so a retried write decides alike."""
+    return policy.payload_share >= 1.0 or int(record_id[-6:], 16) < policy.payload_share * 0x100_0000
+
+
+def hashed(value: str, salt: str) -> str:
+    """The stand-in of a text that must not be kept: 64 bits of a hash salted per deployment, as hex."""
+    return blake2b(value.encode("utf-8", "replace"), digest_size=8, key=bytes.fromhex(salt)[:64]).hexdigest()
+
+
+def _fill_columns(record: SpoolRecord, version: VersionRoute, policy: CapturePolicy, tensor: Array) -> None:
+    """One tensor [rows, columns] whose columns have names."""
+    columns = version.columns
+    lists = _columns_of(tensor, len(columns))
+    if lists is None:
+        _fill_tensors(record, version, policy, {version.signature.inputs[0].name: tensor})
+        return
+    features: dict[str, list[Any]] = {}
+    kept: dict[str, Any] = {}
+    for column, values in zip(columns, lists, strict=True):
+        if column.keep == "keep":
+            features[column.name] = kept[column.name] = values
+            continue
+        stands = [hashed(_text(value), policy.hash_salt) for value in values]
+        features[column.name] = stands if tensor.dtype == object else values
+        if column.keep == "hash":
+            kept[column.name] = stands
+    record.features = _thinned(features)
+    if keeps_payload(record.id, policy):
+        if tensor.size <= PAYLOAD_CELLS:
+            record.inputs = kept
+        else:
+            record.warnings = [*record.warnings, "payload_too_large_to_keep"]
+
+
+def _fill_tensors(
+    record: SpoolRecord, version: VersionRoute, policy: CapturePolicy, inputs: Mapping[str, Array]
+) -> None:
+    """Tensors whose columns have no names: column j of an input `x` counts as `x[j]`."""
+    features: dict[str, list[Any]] = {}
+    for name, tensor in inputs.items():
+        if tensor.ndim > 2 or tensor.ndim == 0:
+            continue
+        width = 1 if tensor.ndim == 1 else tensor.shape[1]
+        if not 0 < width <= FEATURE_COLUMNS - len(features):
+            continue
+        lists = _columns_of(tensor, width) or []
+        features.update(zip(_names(name, width), lists, strict=True))
+    record.features = _thinned(features)
+    if keeps_payload(record.id, policy) and not version.task.takes_pictures:
+        record.inputs = _payload_of(record, inputs)
+
+
+def _payload_of(record: SpoolRecord, tensors: Mapping[str, Array]) -> dict[str, Any] | None:
+    if sum(tensor.size for tensor in tensors.values()) > PAYLOAD_CELLS:
+        if "payload_too_large_to_keep" not in record.warnings:
+            record.warnings = [*record.warnings, "payload_too_large_to_keep"]
+        return None
+    return {name: _plain(tensor) for name, tensor in tensors.items()}
+
+
+def _scores(version: VersionRoute, outputs: Mapping[str, Array]) -> dict[str, list[Any]] | None:
+    """Per label the score over rows; without labels the numbers of the score output, for rollups of the predictions."""
+    table = scores_of(version, dict(outputs))
+    if table is not None:
+        width = table.shape[1]
+        names: Sequence[str] = version.labels if len(version.labels) == width else [str(j) for j in range(width)]
+    else:
+        spec = version.signature.outputs[version.signature.score_output]
+        found = outputs.get(spec.name)
+        if found is None or not 0 < found.ndim <= 2 or found.dtype == object:
+            return None
+        table = found.reshape(len(found), -1)
+        names = _names(spec.name, table.shape[1])
+    if table.shape[1] > SCORE_COLUMNS:
+        return None
+    return _thinned(dict(zip(names, table.T.tolist(), strict=True)))
+
+
+def _columns_of(tensor: Array, width: int) -> list[list[Any]] | None:
+    """The tensor as `width` lists over its rows, or None where it is not a table of that width."""
+    if tensor.ndim > 2 or tensor.ndim == 0 or tensor.size != len(tensor) * width:
+        return None
+    if tensor.dtype == object:
+        return [[_text(value) for value in column] for column in tensor.reshape(-1, width).T]
+    if len(tensor) == 1:
+        return [[value] for value in tensor.ravel().tolist()]
+    lists: list[list[Any]] = tensor.reshape(-1, width).T.tolist()
+    return lists
+
+
+def _names(name: str, width: int) -> list[str]:
+    return [name] if width == 1 else [f"{name}[{j}]" for j in range(width)]
+
+
+def _thinned(columns: dict[str, list[Any]]) -> dict[str, list[Any]] | None:
+    """At most FEATURE_CELLS cells: every k-th row of a call that has more."""
+    rows = max((len(values) for values in columns.values()), default=0)
+    step = -(-rows * len(columns) // FEATURE_CELLS)
+    return columns if step <= 1 else {name: values[::step] for name, values in columns.items()}
+
+
+def _plain(tensor: Array) -> Any:
+    if tensor.dtype != object:
+        return tensor.tolist()
+    return _map_text(tensor.tolist(), _text)
+
+
+def _map_text(value: Any, change: Callable[[Any], str]) -> Any:
+    return [_map_text(item, change) for item in value] if isinstance(value, list) else change(value)
+
+
+def _text(value: Any) -> str:
+    """A cell of a BYTES tensor as text that PostgreSQL can store: no U+0000, no half of a surrogate pair."""
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

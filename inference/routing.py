@@ -1,0 +1,101 @@
+"""Which version answers a call, and the ids of predictions: the same functions for the front door and the workers."""
+
+import os
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from random import Random
+
+from inference.contracts import BASIS_POINTS, DeploymentRoute, Share
+from inference.errors import InferenceError
+
+
+def bucket(salt: str, key: str) -> int:
+    """The bucket, 0..9999, of a caller's key under a deployment's salt; equal on every process, host and release."""
+    digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8, key=salt.encode()[:64]).digest()
+    return int.from_bytes(digest, "big") % BASIS_POINTS
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A deployment's shares, laid out for look-up: `edges[i]` is the first bucket past version `numbers[i]`.
+
+    Shares lie side by side in the order of version numbers, so moving 90/10 to 80/20 moves only the buckets between.
+    """
+
+    salt: str
+    edges: tuple[int, ...]
+    numbers: tuple[int, ...]
+    shadow: tuple[tuple[str, Share], ...]
+
+    @classmethod
+    def of(cls, deployment: DeploymentRoute) -> "Split":
+        """Lay out a deployment's revision. An empty split, or one that does not total 100 %, has no active version."""
+        edges: list[int] = []
+        total = 0
+        live = [share for share in deployment.live if share.basis_points > 0]
+        for share in live:
+            total += share.basis_points
+            edges.append(total)
+        if total != BASIS_POINTS:
+            live, edges = [], []
+        # Each shadow draws its own sample, so that a shadow's share does not copy one arm of the live split.
+        shadow = tuple((f"{deployment.salt}/shadow/{s.number}", s) for s in deployment.shadow if s.basis_points > 0)
+        return cls(deployment.salt, tuple(edges), tuple(share.number for share in live), shadow)
+
+    def choose(self, at: int) -> int:
+        """The version number that serves a bucket. Raises InferenceError no_active_version for an empty split."""
+        if not self.numbers:
+            raise InferenceError("no_active_version", headers={"Retry-After": "1"})
+        return self.numbers[bisect_right(self.edges, at)]
+
+    def shadows_for(self, key: str) -> tuple[int, ...]:
+        """The version numbers that get a copy of the call with this key."""
+        return tuple(share.number for salt, share in self.shadow if bucket(salt, key) < share.basis_points)
+
+
+def choose(deployment: DeploymentRoute, at: int) -> int:
+    """The version number that serves a bucket; the hot path keeps a `Split` instead of building one a call."""
+    return Split.of(deployment).choose(at)
+
+
+def shadows_for(deployment: DeploymentRoute, key: str) -> tuple[int, ...]:
+    """The version numbers that get a copy of the call with this key."""
+    return Split.of(deployment).shadows_for(key)
+
+
+class Uuid7:
+    """UUIDv7 (RFC 9562, section 5.7): 48 bits of Unix milliseconds, then 74 bits that only grow within a millisecond.
+
+    Ids of one generator sort by creation, also when the clock steps back. Safe to call from several threads.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        # A generator seeded by the kernel is enough: ids must be unique, they are no secret.
+        self._random_bits = Random(os.urandom(32)).getrandbits  # noqa: S311
+        self._last_ms = 0
+        self._prefix = ""
+        self._tail = 0
+
+    def __call__(self) -> str:
+        """The next id in the usual text form."""
+        now_ms = int(self._clock() * 1000)
+        with self._lock:
+            if now_ms > self._last_ms:
+                self._last_ms = now_ms
+                self._prefix = f"{now_ms >> 16:08x}-{now_ms & 0xFFFF:04x}-7"
+                # The top bit stays free, so that a millisecond's increments cannot overflow the tail.
+                tail = self._tail = self._random_bits(73)
+            else:
+                tail = self._tail = self._tail + self._random_bits(32) + 1
+            prefix = self._prefix
+        low = tail & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000
+        return f"{prefix}{tail >> 62:03x}-{low >> 48:04x}-{low & 0xFFFF_FFFF_FFFF:012x}"
+
+
+uuid7 = Uuid7()

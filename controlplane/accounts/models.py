@@ -13,7 +13,7 @@ from inference.contracts import Scope
 
 
 class Right(models.TextChoices):
-    """What a role may do within its team. A site admin runs the installation, and holds every right but VIEW_PAYLOAD."""
+    """What a role may do within its team. A site admin holds every right of every team but VIEW_PAYLOAD and STUDY."""
 
     VIEW = "view", "see models, deployments, figures"
     VIEW_PAYLOAD = "view_payload", "see inputs, outputs and pictures"

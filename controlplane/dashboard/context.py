@@ -1,0 +1,50 @@
+"""What the frame around every page shows: the rail that this person may use, and the theme."""
+
+from dataclasses import dataclass
+
+from django.http import HttpRequest
+
+from controlplane.accounts.models import Right, User
+
+THEME_COOKIE = "signalbox-theme"
+THEMES = ("light", "dark")
+
+
+@dataclass(frozen=True, slots=True)
+class RailEntry:
+    label: str
+    url: str
+    icon: str
+    current: bool
+    under_more: bool = False
+    ruled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    theme: str
+    rail: list[RailEntry]
+
+
+ENTRIES: tuple[tuple[str, str, str, Right, bool, bool], ...] = (
+    ("Overview", "/", "overview", Right.VIEW, False, False),
+    ("Deployments", "/deployments/", "deployments", Right.VIEW, False, False),
+    ("Models", "/models/", "models", Right.VIEW, False, False),
+    ("Jobs", "/jobs/", "jobs", Right.VIEW, False, False),
+    ("Audit", "/audit/", "audit", Right.AUDIT, True, True),
+    ("Keys", "/keys/", "keys", Right.MANAGE_KEYS, True, False),
+    ("System", "/system/", "system", Right.AUDIT, True, False),
+)
+
+
+def frame(request: HttpRequest) -> dict[str, Frame]:
+    """Template context `frame`. One query per person and request (memberships, kept on the user)."""
+    theme = request.COOKIES.get(THEME_COOKIE, "")
+    user = getattr(request, "user", None)
+    rail: list[RailEntry] = []
+    if isinstance(user, User):
+        for label, url, icon, right, under_more, ruled in ENTRIES:
+            if user.has_right_anywhere(right):
+                current = request.path == url if url == "/" else request.path.startswith(url)
+                rail.append(RailEntry(label, url, icon, current, under_more, ruled))
+    return {"frame": Frame(theme if theme in THEMES else "", rail)}

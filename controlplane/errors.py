@@ -47,3 +47,28 @@ def field_error(code: str, field: str | Sequence[str | int], message: str) -> Do
     """A DomainError about one field of the request; `field` is a name or a path."""
     location: list[str | int] = [field] if isinstance(field, str) else list(field)
     return DomainError(code, message, errors=[{"loc": location, "msg": message}])
+
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+
+def problem_document(
+    code: str,
+    message: str,
+    request_id: str,
+    errors: Sequence[Located] = (),
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """An RFC 9457 problem document: type, title, status, code, detail, errors, request_id, and what `extra` adds."""
+    kind = TABLE[code]
+    return {
+        "type": f"urn:signalbox:error:{code}",
+        "title": kind.meaning,
+        "status": kind.status,
+        "code": code,
+        "detail": message or kind.meaning,
+        "errors": list(errors),
+        "retryable": kind.retryable,
+        "request_id": request_id,
+        **(extra or {}),
+    }

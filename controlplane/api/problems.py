@@ -4,17 +4,16 @@ import logging
 from typing import Any
 
 from django.core.exceptions import PermissionDenied
-from django.http import Http404, HttpRequest, JsonResponse
+from django.http import Http404
 from rest_framework import exceptions
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
-from controlplane.errors import DomainError
+from controlplane.errors import PROBLEM_MEDIA_TYPE, DomainError, problem_document
 from inference.errors import TABLE, InferenceError, Located
 
 logger = logging.getLogger(__name__)
 
-MEDIA_TYPE = "application/problem+json"
 CODES: dict[type[Exception], str] = {
     exceptions.NotAuthenticated: "not_authenticated",
     exceptions.AuthenticationFailed: "not_authenticated",
@@ -28,28 +27,6 @@ CODES: dict[type[Exception], str] = {
     exceptions.ParseError: "bad_request",
     exceptions.NotAcceptable: "bad_request",
 }
-
-
-def problem(
-    code: str,
-    message: str,
-    request_id: str,
-    errors: list[Located] | None = None,
-    extra: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """A problem document: type, title, status, code, detail, errors, request_id, and what `extra` adds."""
-    kind = TABLE[code]
-    return {
-        "type": f"urn:signalbox:error:{code}",
-        "title": kind.meaning,
-        "status": kind.status,
-        "code": code,
-        "detail": message or kind.meaning,
-        "errors": errors or [],
-        "retryable": kind.retryable,
-        "request_id": request_id,
-        **(extra or {}),
-    }
 
 
 def _located(detail: Any, path: list[str | int]) -> list[Located]:
@@ -89,11 +66,5 @@ def problem_handler(error: Exception, context: dict[str, Any]) -> Response | Non
         headers.setdefault("WWW-Authenticate", 'Bearer realm="signalbox"')
     if TABLE[code].retryable and TABLE[code].status in (429, 503):
         headers.setdefault("Retry-After", "1")
-    body = problem(code, message, request_id, errors, extra)
-    return Response(body, status=TABLE[code].status, headers=headers, content_type=MEDIA_TYPE)
-
-
-def problem_response(request: HttpRequest, code: str, message: str = "") -> JsonResponse:
-    """The same document from outside a DRF view (unknown address, CSRF failure, an unexpected exception)."""
-    body = problem(code, message, getattr(request, "request_id", ""))
-    return JsonResponse(body, status=TABLE[code].status, content_type=MEDIA_TYPE)
+    body = problem_document(code, message, request_id, errors, extra)
+    return Response(body, status=TABLE[code].status, headers=headers, content_type=PROBLEM_MEDIA_TYPE)

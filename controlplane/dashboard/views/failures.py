@@ -3,20 +3,14 @@
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 
+from controlplane.errors import PROBLEM_MEDIA_TYPE, problem_document
 from inference.errors import TABLE
-
-
-def _problem(request: HttpRequest, code: str) -> JsonResponse:
-    # The pages may not import the API's package; RFC 9457's document is small enough to state here.
-    kind, request_id = TABLE[code], getattr(request, "request_id", "")
-    body = {"type": f"urn:signalbox:error:{code}", "title": kind.meaning, "status": kind.status, "code": code}
-    body |= {"detail": kind.meaning, "errors": [], "retryable": kind.retryable, "request_id": request_id}
-    return JsonResponse(body, status=kind.status, content_type="application/problem+json")
 
 
 def _answer(request: HttpRequest, code: str, heading: str, advice: str) -> HttpResponse:
     if request.path.startswith("/api/"):
-        return _problem(request, code)
+        body = problem_document(code, "", getattr(request, "request_id", ""))
+        return JsonResponse(body, status=body["status"], content_type=PROBLEM_MEDIA_TYPE)
     status = TABLE[code].status
     context = {"heading": heading, "advice": advice, "request_id": getattr(request, "request_id", "")}
     return render(request, "failure.html", context, status=status)

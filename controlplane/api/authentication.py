@@ -8,6 +8,7 @@ from rest_framework.request import Request
 
 from controlplane.accounts.models import ApiKey, User
 from controlplane.accounts.queries import find_usable_key
+from controlplane.audit.requests import address_of, person_actor
 from controlplane.audit.services import Actor
 
 
@@ -44,18 +45,12 @@ class SessionWithCsrfAuthentication(authentication.SessionAuthentication):
     """DRF's session authentication as it is: unsafe methods need the CSRF token."""
 
 
-def address_of(request: HttpRequest) -> str | None:
-    """The caller's address. The front door alone reaches Django, and writes X-Forwarded-For itself."""
-    forwarded = request.headers.get("X-Forwarded-For", "").split(",")[-1].strip()
-    return forwarded or request.META.get("REMOTE_ADDR") or None
-
-
 def actor_of(request: Request | HttpRequest) -> Actor:
     """The actor that audit events of this request name."""
     plain: HttpRequest = request._request if isinstance(request, Request) else request
-    address, request_id = address_of(plain), getattr(plain, "request_id", "")
     user = request.user
     if isinstance(user, KeyUser):
-        return Actor(f"key:{user.key.label}", str(user.key.pk), None, address, request_id)
+        request_id: str = getattr(plain, "request_id", "")
+        return Actor(f"key:{user.key.label}", str(user.key.pk), None, address_of(plain), request_id)
     assert isinstance(user, User)
-    return Actor(f"user:{user.username}", str(user.pk), user.pk, address, request_id)
+    return person_actor(plain)

@@ -19,13 +19,14 @@ class RequestIdMiddleware:
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse | Awaitable[HttpResponse]]) -> None:
         self.get_response = get_response
-        if iscoroutinefunction(get_response):
+        self._is_async = iscoroutinefunction(get_response)
+        if self._is_async:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
         given = request.headers.get("X-Request-Id", "")
         request.request_id = given if SANE.match(given) else uuid.uuid4().hex  # type: ignore[attr-defined]
-        if iscoroutinefunction(self):
+        if self._is_async:
             return self._asynchronous(request)
         return self._stamp(request, cast(HttpResponse, self.get_response(request)))
 

@@ -1,4 +1,4 @@
-"""What has to be true before anything is started; each check raises CannotStart with a sentence that says what to type."""
+"""What has to be true before a start; each check raises CannotStart with a sentence that says what to type."""
 
 import errno
 import ipaddress

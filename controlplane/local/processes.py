@@ -58,7 +58,7 @@ def spawn(
         user=account.uid if account else None,
         group=account.gid if account else None,
         extra_groups=[] if account else None,
-        preexec_fn=before_exec,  # noqa: PLW1509 - the runner has one thread
+        preexec_fn=before_exec,  # safe: the runner has one thread
     )
 
 
@@ -122,7 +122,7 @@ def _matching(test: Callable[[Path], bool]) -> set[int]:
 
 
 def running_in(folder: Path) -> set[int]:
-    """Processes whose current folder is `folder` (a PostgreSQL server's is its data folder). Empty where that can't be known."""
+    """Processes whose current folder is `folder` (PostgreSQL's is its data). Empty where that can't be known."""
     wanted = os.fspath(folder.resolve())
     return _matching(lambda entry: os.fspath((entry / "cwd").readlink()) == wanted)
 

@@ -145,11 +145,14 @@ class Supervisor:
         self._children[service.name] = child
         self._spawn(child)
 
-    def run(self, service: Service, within_s: float) -> int:
-        """Runs a task to its end and returns its exit status; -9 where it took longer than `within_s`."""
+    def run(self, service: Service, within_s: float, patience: int | None = None) -> int:
+        """Runs a task to its end and returns its exit status; -9 where it took longer than `within_s`.
+
+        `patience` and what is raised are as for `wait`.
+        """
         self.start(service)
         child = self._children[service.name]
-        if not self.wait(lambda: child.process is None, within_s):
+        if not self.wait(lambda: child.process is None, within_s, patience):
             self._end([child], drain_s=1.0)
             child.last_exit = -signal.SIGKILL
         del self._children[service.name]
@@ -302,8 +305,9 @@ class Supervisor:
         child.rest = lines.pop() if block and len(lines[-1]) < 65536 else b""
         for line in filter(None, lines):
             child.log.write(line)
-            child.last_line = line.decode(errors="replace").strip()[-300:]
-            self.say(child.service.name, child.last_line)
+            text = line.decode(errors="replace").rstrip()
+            child.last_line = text.strip()[:300]
+            self.say(child.service.name, text[:2000])
         if not block:
             self._selector.unregister(child.pipe)
         return bool(block)

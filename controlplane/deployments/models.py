@@ -2,15 +2,17 @@
 
 import secrets
 import uuid
+from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
 from django.db import models
-from django.db.models.functions import Lower
+from django.db.models.functions import Lower, Now
 
 from controlplane.accounts.models import ApiKey, Right, Team, User
 from controlplane.catalog.models import ModelVersion, RegisteredModel
-from inference.contracts import BASIS_POINTS, Lane
+from inference.contracts import Lane
 
 
 def _new_salt() -> str:
@@ -38,6 +40,7 @@ class Deployment(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     team = models.ForeignKey(Team, on_delete=models.PROTECT, related_name="deployments")
+    # Never given twice, also after retirement: a log row's or a client's deployment stays unambiguous.
     name = models.CharField(max_length=60)
     model = models.ForeignKey(RegisteredModel, on_delete=models.PROTECT, related_name="deployments")
     description = models.TextField(blank=True, max_length=2000)
@@ -66,10 +69,28 @@ class Deployment(models.Model):
             ),
             models.CheckConstraint(condition=models.Q(retention_days__gte=1), name="deployment_retention"),
             models.CheckConstraint(condition=models.Q(max_rows__gte=1), name="deployment_max_rows"),
+            models.CheckConstraint(
+                condition=models.Q(lane__in=[lane.value for lane in Lane]), name="deployment_lane_known"
+            ),
         ]
+        indexes = [models.Index(fields=["-created_at"], name="deployment_created")]
 
     def __str__(self) -> str:
         return self.name
+
+    def settings_json(self) -> dict[str, Any]:
+        """What can be edited, as audit events and the API tell it."""
+        return {
+            "description": self.description,
+            "lane": self.lane,
+            "capture": {
+                "payload_share": self.payload_share,
+                "retention_days": self.retention_days,
+                "columns": self.column_policy,
+            },
+            "max_rows": self.max_rows,
+            "max_body_bytes": self.max_body_bytes,
+        }
 
 
 class RevisionState(models.TextChoices):
@@ -80,9 +101,11 @@ class RevisionState(models.TextChoices):
 
 
 class SplitRevision(models.Model):
-    """One split of a deployment's traffic, never edited. Shares are basis points by version number; live ones total 10,000.
+    """One split of a deployment's traffic, never edited. Shares are basis points by version number.
 
-    `generation` is the routes generation that first carried it.
+    Live shares total 10,000. A version at 0 is loaded and can be pinned, and gets no other call. `generation` is
+    the routes generation that first carried the revision; later ones carry it until it ended. `activated_at` is set
+    for every revision that ever served.
     """
 
     deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="revisions")
@@ -109,18 +132,42 @@ class SplitRevision(models.Model):
                 condition=models.Q(state=RevisionState.ACTIVE),
                 name="split_revision_one_active",
             ),
+            models.UniqueConstraint(
+                fields=["deployment"],
+                condition=models.Q(state=RevisionState.PREPARING),
+                name="split_revision_one_preparing",
+            ),
             models.CheckConstraint(condition=models.Q(state__in=RevisionState.values), name="split_revision_state"),
         ]
 
     def __str__(self) -> str:
         return f"{self.deployment} revision {self.number}"
 
+    @property
+    def numbers(self) -> set[int]:
+        """Every version number that the revision names, live or shadow, also at 0 %."""
+        return {int(number) for number in (*self.shares, *self.shadow)}
+
     def percentages(self) -> dict[str, float]:
         """Live shares in per cent by version number."""
-        return {number: share * 100 / BASIS_POINTS for number, share in self.shares.items()}
+        return in_per_cent(self.shares)
 
     def as_json(self) -> dict[str, Any]:
-        return {"revision": self.number, "shares": self.shares, "shadow": self.shadow, "state": self.state}
+        """What audit events and the API say of the revision; shares in per cent, as they were given."""
+        return {
+            "revision": self.number,
+            "shares": in_per_cent(self.shares),
+            "shadow": in_per_cent(self.shadow),
+            "state": self.state,
+        }
+
+
+def in_per_cent(shares: Mapping[str, int]) -> dict[str, float]:
+    """Basis points as per cent by version number, in the order of numbers; whole ones as whole numbers."""
+    return {
+        number: points // 100 if points % 100 == 0 else points / 100
+        for number, points in sorted(shares.items(), key=lambda item: int(item[0]))
+    }
 
 
 class VersionLabel(models.Model):
@@ -160,6 +207,8 @@ class DataplaneDocument(models.Model):
     """A signed document for the data plane; `body` is the JSON of contracts.Access or contracts.Routes.
 
     The data plane reads and activates these rows with plain SQL (inference/registry.py): keep names and states stable.
+    `settled` and `failing` are the control plane's own: whether it has drawn the consequences of a failed generation,
+    and the ids of the versions that did not load.
     """
 
     kind = models.CharField(max_length=8, choices=DocumentKind)
@@ -170,6 +219,8 @@ class DataplaneDocument(models.Model):
     failure = models.TextField(blank=True, db_default="")
     created_at = models.DateTimeField(auto_now_add=True)
     activated_at = models.DateTimeField(null=True)
+    settled = models.BooleanField(db_default=False)
+    failing = models.JSONField(db_default=[])
 
     class Meta:
         db_table = "dataplane_document"
@@ -178,6 +229,15 @@ class DataplaneDocument(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.generation}"
+
+
+LIVE_FOR_S = 5
+
+
+class DataplaneProcessQuerySet(models.QuerySet["DataplaneProcess"]):
+    def live(self) -> "DataplaneProcessQuerySet":
+        """Processes whose heartbeat is recent, by the database's clock."""
+        return self.filter(heartbeat_at__gt=Now() - timedelta(seconds=LIVE_FOR_S))
 
 
 class DataplaneProcess(models.Model):
@@ -194,6 +254,8 @@ class DataplaneProcess(models.Model):
     failed_generation = models.BigIntegerField(null=True)
     failures = models.JSONField(db_default={})
     loaded = models.JSONField(db_default={})
+
+    objects = DataplaneProcessQuerySet.as_manager()
 
     class Meta:
         db_table = "dataplane_process"

@@ -1,6 +1,4 @@
-"""Who acts in a request, as audit events name it."""
-
-import ipaddress
+"""Who stands behind a web request, as audit events name them."""
 
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.http import HttpRequest
@@ -9,18 +7,14 @@ from controlplane.audit.services import Actor
 
 
 def address_of(request: HttpRequest) -> str | None:
-    """The caller's address, None where it is not one. The front door alone reaches Django, and writes the header."""
+    """The caller's address. The front door alone reaches Django, and writes X-Forwarded-For itself."""
     forwarded = request.headers.get("X-Forwarded-For", "").split(",")[-1].strip()
-    address = forwarded or request.META.get("REMOTE_ADDR", "")
-    try:
-        return str(ipaddress.ip_address(address))
-    except ValueError:
-        return None
+    return forwarded or request.META.get("REMOTE_ADDR") or None
 
 
-def person_actor(request: HttpRequest) -> Actor:
-    """The signed-in person of a page's request as an actor."""
+def person(request: HttpRequest) -> Actor:
+    """The signed-in person of a request as an actor; raises AssertionError for nobody."""
     user = request.user
     assert isinstance(user, AbstractBaseUser)
-    request_id: str = getattr(request, "request_id", "")
+    request_id = getattr(request, "request_id", "")
     return Actor(f"user:{user.get_username()}", str(user.pk), user.pk, address_of(request), request_id)

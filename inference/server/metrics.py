@@ -1,0 +1,230 @@
+"""Counts and latencies, right with several processes and after one died, at the price of an addition in memory.
+
+Each process owns one mapped file of fixed series: a name, labels, and an array of float64. The hot path adds to a cell
+it was given beforehand. A scrape reads every file. The file of a dead process (its lock is free) is added to
+`folded.json` once: the names of what was folded are written in the same atomic rename as the sums.
+"""
+
+import contextlib
+import fcntl
+import mmap
+import os
+import secrets
+import struct
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+# Upper bounds of latency buckets in seconds: 100 us to 74 s, two for each doubling.
+BOUNDS_S = tuple(round(1e-4 * 2 ** (k / 2), 7) for k in range(40))
+_VALUES = len(BOUNDS_S) + 2  # buckets, the bucket past the last bound, and the sum
+_SUM = _VALUES - 1
+_TEXT_BYTES = 256
+_SERIES_BYTES = _TEXT_BYTES + 8 * _VALUES
+# 600 kB a process; series past these share the last one, named signalbox_series_dropped.
+_MAX_SERIES = 1024
+_ROW = struct.Struct(f"={_VALUES}d")
+_DROPPED = "signalbox_series_dropped"
+
+HISTOGRAMS = {
+    "signalbox_predict_seconds": "Seconds from a call's arrival to its answer.",
+    "signalbox_predict_compute_seconds": "Seconds that the model computed for a call.",
+}
+COUNTERS = {
+    "signalbox_calls_total": "Prediction calls by outcome code.",
+    "signalbox_rows_total": "Rows predicted.",
+    "signalbox_shadows_dropped_total": "Shadow copies that were not run because the process was busy.",
+    "signalbox_spool_bytes_total": "Bytes appended to the spool.",
+    _DROPPED: "Updates of series that did not fit the process's table.",
+}
+GAUGES = {
+    "signalbox_in_flight": "Calls in progress.",
+    "signalbox_waiting": "Calls that wait for a run of the executor lane.",
+    "signalbox_access_generation": "Generation of the access document in force, per process.",
+    "signalbox_routes_generation": "Generation of the routes document in force, per process.",
+}
+
+Series = tuple[str, str]
+
+
+@dataclass(slots=True)
+class Counter:
+    """One cell of this process's file."""
+
+    _cells: memoryview[float]
+    _at: int
+
+    def add(self, amount: float = 1.0) -> None:
+        self._cells[self._at] += amount
+
+    def set(self, value: float) -> None:
+        """For gauges: the value now."""
+        self._cells[self._at] = value
+
+
+@dataclass(slots=True)
+class Histogram:
+    """One row of cells of this process's file."""
+
+    _cells: memoryview[float]
+    _at: int
+
+    def observe(self, seconds: float) -> None:
+        self._cells[self._at + bisect_left(BOUNDS_S, seconds)] += 1.0
+        self._cells[self._at + _SUM] += seconds
+
+
+class Metrics:
+    """This process's series. Used from the event loop only."""
+
+    def __init__(self, folder: Path) -> None:
+        """Makes `folder` (0700) and this process's file in it, locked for as long as the process lives."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder = folder
+        name = f"{os.getpid()}-{secrets.token_hex(8)}"
+        hidden = folder / f".{name}"
+        self._fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.ftruncate(self._fd, _MAX_SERIES * _SERIES_BYTES)
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        self._map = mmap.mmap(self._fd, _MAX_SERIES * _SERIES_BYTES)
+        self._cells = memoryview(self._map).cast("d")
+        self._rows: dict[Series, int] = {}
+        # Visible to scrapes only once it is locked: a file without its lock belongs to a dead process.
+        hidden.rename(folder / f"{name}.series")
+
+    def counter(self, name: str, **labels: str | int) -> Counter:
+        """The cell of a counter or gauge; ask once and keep it."""
+        return Counter(self._cells, self._row(name, labels))
+
+    def histogram(self, name: str, **labels: str | int) -> Histogram:
+        return Histogram(self._cells, self._row(name, labels))
+
+    def close(self) -> None:
+        """Free the lock: the next scrape folds this process's counts."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _row(self, name: str, labels: dict[str, str | int]) -> int:
+        text = ",".join(f'{key}="{_escaped(str(value))}"' for key, value in labels.items())
+        series = (name, text)
+        row = self._rows.get(series)
+        if row is None:
+            encoded = f"{name}\n{text}".encode()
+            row = len(self._rows)
+            if row >= _MAX_SERIES - 1 or len(encoded) > _TEXT_BYTES:
+                series, row, encoded = (_DROPPED, ""), _MAX_SERIES - 1, f"{_DROPPED}\n".encode()
+            self._rows[series] = row
+            start = row * _SERIES_BYTES
+            self._map[start : start + len(encoded)] = encoded
+        return (row * _SERIES_BYTES + _TEXT_BYTES) // 8
+
+
+class _Folded(msgspec.Struct):
+    """The counts of dead processes. `files`: names that are in the sums and may still lie in the folder."""
+
+    files: list[str] = []
+    sums: list[tuple[str, str, list[float]]] = []
+
+
+def render(folder: Path) -> bytes:
+    """All processes' series as Prometheus text; folds the files of dead processes first."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (folder / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        totals, living = _fold(folder)
+    lines: list[str] = []
+    for name, meaning in (COUNTERS | GAUGES).items():
+        kind = "counter" if name in COUNTERS else "gauge"
+        lines += (f"# HELP {name} {meaning}", f"# TYPE {name} {kind}")
+        lines += (f"{name}{_braced(labels)} {values[0]:.15g}" for labels, values in _of(name, totals, living))
+    for name, meaning in HISTOGRAMS.items():
+        lines += (f"# HELP {name} {meaning}", f"# TYPE {name} histogram")
+        for labels, values in _of(name, totals, living):
+            lines += _histogram_lines(name, labels, values)
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _of(
+    name: str, totals: dict[Series, list[float]], living: dict[str, dict[Series, list[float]]]
+) -> Iterator[tuple[str, list[float]]]:
+    """Labels and values of one metric. Gauges are told per living process, the rest summed over all that ever were."""
+    if name in GAUGES:
+        for file, series in sorted(living.items()):
+            pid = f'pid="{file.partition("-")[0]}"'
+            yield from ((f"{pid},{labels}".rstrip(","), values) for (n, labels), values in series.items() if n == name)
+        return
+    merged = {key: values for key, values in totals.items() if key[0] == name}
+    for series in living.values():
+        for key, values in series.items():
+            if key[0] == name:
+                merged[key] = _added(merged.get(key), values)
+    yield from ((labels, values) for (_, labels), values in sorted(merged.items()))
+
+
+def _histogram_lines(name: str, labels: str, values: list[float]) -> Iterator[str]:
+    count = 0.0
+    comma = "," if labels else ""
+    for bound, amount in zip(BOUNDS_S, values, strict=False):
+        count += amount
+        yield f'{name}_bucket{{{labels}{comma}le="{bound:g}"}} {count:.15g}'
+    count += values[len(BOUNDS_S)]
+    yield f'{name}_bucket{{{labels}{comma}le="+Inf"}} {count:.15g}'
+    yield f"{name}_sum{_braced(labels)} {values[_SUM]:.15g}"
+    yield f"{name}_count{_braced(labels)} {count:.15g}"
+
+
+def _fold(folder: Path) -> tuple[dict[Series, list[float]], dict[str, dict[Series, list[float]]]]:
+    """(sums of the dead, series of the living by file). The folder's lock is held by the caller."""
+    store = folder / "folded.json"
+    folded = msgspec.json.decode(store.read_bytes(), type=_Folded) if store.exists() else _Folded()
+    totals: dict[Series, list[float]] = {(name, labels): values for name, labels, values in folded.sums}
+    living: dict[str, dict[Series, list[float]]] = {}
+    dead: list[Path] = []
+    for path in folder.glob("*.series"):
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                living[path.name] = _series(file.read())
+                continue
+            dead.append(path)
+            if path.name in folded.files:
+                continue
+            for series, values in _series(file.read()).items():
+                if series[0] not in GAUGES:
+                    totals[series] = _added(totals.get(series), values)
+    if dead:
+        sums = [(name, labels, values) for (name, labels), values in totals.items()]
+        draft = folder / "folded.draft"
+        draft.write_bytes(msgspec.json.encode(_Folded([path.name for path in dead], sums)))
+        draft.rename(store)
+        for path in dead:
+            path.unlink(missing_ok=True)
+    return totals, living
+
+
+def _series(block: bytes) -> dict[Series, list[float]]:
+    found: dict[Series, list[float]] = {}
+    for start in range(0, len(block), _SERIES_BYTES):
+        text = block[start : start + _TEXT_BYTES].rstrip(b"\0")
+        if b"\n" not in text:
+            continue
+        name, _, labels = text.decode("utf-8", "replace").partition("\n")
+        found[name, labels] = list(_ROW.unpack_from(block, start + _TEXT_BYTES))
+    return found
+
+
+def _added(left: list[float] | None, right: list[float]) -> list[float]:
+    return right if left is None else [a + b for a, b in zip(left, right, strict=True)]
+
+
+def _braced(labels: str) -> str:
+    return f"{{{labels}}}" if labels else ""
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

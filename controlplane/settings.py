@@ -88,6 +88,8 @@ MIDDLEWARE = [
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    # Deny by default: a page without a signed-in person must say so (sign-in pages do; the API answers for itself).
+    "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
@@ -117,7 +119,7 @@ FORM_RENDERER = "django.forms.renderers.TemplatesSetting"
 
 
 def _database(url: str, pooled: bool) -> dict[str, Any]:
-    """Settings for a postgresql:// URL. `pooled` is for the web processes: one small pool each, none in forked children."""
+    """Settings for a postgresql:// URL. `pooled` is for web processes: a small pool each, none in forked children."""
     parts = urlsplit(url)
     if parts.scheme not in ("postgres", "postgresql"):
         raise ImproperlyConfigured(

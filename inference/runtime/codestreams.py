@@ -1,4 +1,6 @@
-"""Just enough of JPEG and JPEG 2000 to know a picture's size, and to take comments out of a JPEG, without a codec."""
+"""Just enough of PNG, JPEG and JPEG 2000 to know size, end and damage, and to take comments out, without a codec."""
+
+import zlib
 
 Extent = tuple[int, int]
 
@@ -11,6 +13,26 @@ _ADOBE = 0xEE
 _JFIF = 0xE0
 # An APP0 of our own: JFIF 1.01, no density, no thumbnail.
 _PLAIN_JFIF = bytes.fromhex("ffe000104a46494600010100000100010000")
+
+
+def png_end(data: bytes) -> int | None:
+    """Offset just past the IEND chunk where every chunk up to it is whole and has the right CRC, else None."""
+    at = 8
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if end > len(data) or zlib.crc32(memoryview(data)[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
+            return None
+        if data[at + 4 : at + 8] == b"IEND":
+            return end
+        at = end
+    return None
+
+
+def png_size(data: bytes) -> Extent | None:
+    """(width, height) that a PNG's first chunk states, or None where that is no IHDR."""
+    if data[12:16] != b"IHDR" or len(data) < 24:
+        return None
+    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
 
 
 def jpeg_size(data: bytes) -> Extent | None:
@@ -64,9 +86,9 @@ def bare_jpeg(data: bytes) -> bytes | None:
             return bytes(kept) if _scans_are_clean(data, stop, end) else None
         if marker == _JFIF and data[start + 2 : start + 6] == b"JFIF":
             kept += _PLAIN_JFIF
-        elif marker == _ADOBE and data[start + 2 : start + 7] == b"Adobe" and stop - start == 14:
-            kept += data[start - 2 : stop]
-        elif marker != _COMMENT and not 0xE0 <= marker <= 0xEF:
+            continue
+        adobe = marker == _ADOBE and data[start + 2 : start + 7] == b"Adobe" and stop - start == 14
+        if adobe or (marker != _COMMENT and not 0xE0 <= marker <= 0xEF):
             kept += data[start - 2 : stop]
     return None
 

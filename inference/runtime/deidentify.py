@@ -1,0 +1,286 @@
+"""Take what identifies a patient out of a picture file before it is stored, queued or logged; both planes use this.
+
+DICOM: a new file is written from a list of what may stay, so an element nobody thought of is gone (the idea of PS3.15
+annex E turned round; stricter than its Basic Profile). What stays describes the pixels and how to show them, the
+modality, body part, view and laterality where they are known terms, sex and age. Ages above 89 years become 90, the sum
+class of the HIPAA safe harbour. UIDs become hashes under a salt, so that the files of one study still belong together
+for who knows the salt; dates, names, free text, private elements, overlays and everything else go. The first frame is
+decoded and stored uncompressed: compressed streams and the slack behind them can carry text too.
+
+PNG and JPEG: pixels stay as they are, metadata goes. A JPEG keeps its compressed data bit for bit unless it must be
+turned upright; then, and where its structure hides something between scans, it becomes a PNG.
+
+Text that is burned into the pixels stays: a warning says where the file admits to it.
+"""
+
+import hashlib
+import hmac
+import os
+import re
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import msgspec
+import numpy as np
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filewriter import dcmwrite
+from pydicom.uid import ExplicitVRLittleEndian
+
+from inference.errors import InferenceError
+from inference.runtime.codestreams import bare_jpeg
+from inference.runtime.dicom import MALFORMED, file_warnings, is_dicom, read_dataset, stored_pixels
+from inference.runtime.picture_child import call_child, killed_error
+from inference.runtime.pictures import Kind, open_picture, sniff
+from inference.runtime.sandbox import SandboxKilled
+
+_OLDEST = 90
+_ORIENTATION = 0x0112
+
+# Numbers and codes that describe the pixels and how to show them. The size follows from the pixels themselves.
+_TECHNICAL = (
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "PixelAspectRatio",
+    "PixelIntensityRelationshipSign",
+    "WindowCenter",
+    "WindowWidth",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "LossyImageCompressionRatio",
+)
+_PALETTE = tuple(
+    f"{colour}PaletteColorLookupTable{part}" for colour in ("Red", "Green", "Blue") for part in ("Descriptor", "Data")
+)
+_LUTS = {"ModalityLUTSequence": ("LUTDescriptor", "LUTData"), "VOILUTSequence": ("LUTDescriptor", "LUTData")}
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# A code string could hold a name as well: only terms that are known stay.
+_TERMS = {
+    "Modality": _words("CR DX DR RG RF XA MG IO PX CT MR US NM PT OT SC ES OP XC"),
+    "BodyPartExamined": _words(
+        "CHEST THORAX LUNG HEART RIB RIBS STERNUM CLAVICLE ABDOMEN PELVIS HIP SPINE CSPINE TSPINE LSPINE SSPINE COCCYX "
+        "NECK HEAD SKULL FACE JAW TEETH ORBIT SINUS NOSE EAR EYE BRAIN SHOULDER SCAPULA ARM HUMERUS ELBOW FOREARM "
+        "WRIST HAND FINGER THUMB LEG FEMUR THIGH KNEE PATELLA CALF TIBIA FIBULA ANKLE FOOT HEEL TOE EXTREMITY BREAST "
+        "LIVER KIDNEY BLADDER PROSTATE UTERUS THYROID AORTA WHOLEBODY"
+    )
+    | {"WHOLE BODY"},
+    "ViewPosition": _words("PA AP LL RL LLD RLD RLO LLO LAT LATERAL OBL AXIAL TAN CC MLO ML LM XCCL"),
+    "PatientSex": frozenset("MFO"),
+    "Laterality": frozenset("LRUB"),
+    "ImageLaterality": frozenset("LRUB"),
+    "VOILUTFunction": frozenset({"LINEAR", "LINEAR_EXACT", "SIGMOID"}),
+    "PresentationLUTShape": frozenset({"IDENTITY", "INVERSE"}),
+    "PresentationIntentType": frozenset({"FOR PRESENTATION", "FOR PROCESSING"}),
+    "PixelIntensityRelationship": frozenset({"LIN", "LOG", "DISP"}),
+    "BurnedInAnnotation": frozenset({"YES", "NO"}),
+    "LossyImageCompression": frozenset({"00", "01"}),
+}
+_UIDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+# The standard wants these to be there, if need be without a value.
+_EMPTY = ("PatientName", "PatientID", "PatientBirthDate", "StudyDate", "StudyTime", "AccessionNumber", "StudyID")
+_EMPTY_TOO = ("ReferringPhysicianName", "SeriesNumber", "InstanceNumber")
+_STANDARD_UID = re.compile(r"1\.2\.840\.10008\.[0-9.]{1,48}")
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+
+
+@dataclass(frozen=True, slots=True)
+class Deidentified:
+    """`data` may be stored; `removed` counts the elements or metadata fields that were dropped or replaced."""
+
+    data: bytes
+    media_type: str
+    removed: int
+    warnings: list[str]
+
+
+class _Request(msgspec.Struct):
+    salt: bytes
+    data: bytes
+
+
+def deidentify_in_sandbox(data: bytes, *, salt: bytes = b"") -> Deidentified:
+    """`deidentify` in a throw-away child: the form for everything that comes from outside. Blocks; thread-safe."""
+    try:
+        argument = msgspec.msgpack.encode(_Request(salt, data))
+        output = call_child("inference.runtime.deidentify:deidentify_in_child", argument)
+    except SandboxKilled as killed:
+        raise killed_error(killed, dicom=is_dicom(data)) from killed
+    return msgspec.msgpack.decode(output, type=Deidentified)
+
+
+def deidentify_in_child(argument: bytes) -> bytes:
+    """The child's side of `deidentify_in_sandbox`: MessagePack in and out."""
+    request = msgspec.msgpack.decode(argument, type=_Request)
+    return msgspec.msgpack.encode(deidentify(request.data, salt=request.salt))
+
+
+def deidentify(data: bytes, *, salt: bytes = b"") -> Deidentified:
+    """The same picture without what identifies a patient; raises InferenceError with one of the picture codes.
+
+    `salt` (kept secret) makes one UID the same hash each time; without it every call's hashes differ. The result is
+    whole and readable: what cannot be decoded is refused.
+    """
+    kind = sniff(data)
+    return _dicom(data, salt or os.urandom(16)) if kind == "dicom" else _picture(data, kind)
+
+
+def _picture(data: bytes, kind: Kind) -> Deidentified:
+    upright = open_picture(data, kind)
+    with Image.open(BytesIO(data)) as original:
+        fields = set(original.info) - {"transparency", "jfif", "jfif_version", "jfif_unit", "jfif_density", "adobe"}
+        exif = _exif(original)
+        turned = exif.get(_ORIENTATION, 1) in range(2, 9)
+    removed = len(fields - {"exif", "adobe_transform", "gamma", "srgb", "dpi", "progressive"}) + len(exif)
+    if kind == "jpeg" and not turned:
+        bare = bare_jpeg(data)
+        if bare is not None and _same_pixels(bare, upright):
+            return Deidentified(bare, "image/jpeg", removed, [])
+    return Deidentified(_png(upright), "image/png", removed, [])
+
+
+def _exif(image: Image.Image) -> dict[int, Any]:
+    try:
+        return dict(image.getexif())
+    except (*MALFORMED, SyntaxError):
+        return {}
+
+
+def _same_pixels(data: bytes, picture: Image.Image) -> bool:
+    try:
+        again = open_picture(data, "jpeg")
+    except InferenceError:
+        return False
+    return again.mode == picture.mode and again.size == picture.size and again.tobytes() == picture.tobytes()
+
+
+def _png(picture: Image.Image) -> bytes:
+    """Encode pixels alone. PNG has no CMYK, so that becomes RGB; every other mode that can come in stays."""
+    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        picture = picture.convert("RGB")
+    # Colour profile, text and time all come from `info`; a palette's transparency belongs to the pixels.
+    picture.info = {key: value for key, value in picture.info.items() if key == "transparency"}
+    out = BytesIO()
+    picture.save(out, "PNG", compress_level=3)
+    return out.getvalue()
+
+
+def _dicom(data: bytes, salt: bytes) -> Deidentified:
+    source = read_dataset(data)
+    pixels = stored_pixels(source)
+    warnings = file_warnings(source)
+    try:
+        kept = _kept(source, salt)
+        removed = _count(source) - sum(1 for element in kept if element.keyword not in _UIDS)
+        _add_pixels(kept, pixels, str(source.PhotometricInterpretation).strip())
+        kept.PatientIdentityRemoved = "YES"
+        kept.DeidentificationMethod = "Signalbox allow-list"
+        for name in (*_EMPTY, *_EMPTY_TOO):
+            setattr(kept, name, "" if "Number" not in name or name == "AccessionNumber" else None)
+        out = BytesIO()
+        # The writer makes a preamble of zeros.
+        dcmwrite(out, kept, enforce_file_format=True)
+    except MALFORMED as error:
+        raise InferenceError("unsupported_object", "The DICOM file's description of its picture is damaged.") from error
+    return Deidentified(out.getvalue(), "application/dicom", max(0, removed), warnings)
+
+
+def _kept(source: Any, salt: bytes) -> Any:
+    """A new data set with what may stay of `source`, all but the pixels."""
+    kept = Dataset()
+    for name in _TECHNICAL:
+        value = source.get(name)
+        if value not in (None, ""):
+            setattr(kept, name, _numbers(value))
+    for name, terms in _TERMS.items():
+        term = str(source.get(name, "") or "").strip().upper()
+        if term in terms:
+            setattr(kept, name, term)
+    for name in _PALETTE:
+        if source.get(name) is not None:
+            setattr(kept, name, source[name].value)
+            kept[name].VR = source[name].VR
+    for name, parts in _LUTS.items():
+        if source.get(name):
+            setattr(kept, name, [_lut(source[name].value[0], parts)])
+    age = _age(str(source.get("PatientAge", "") or ""))
+    if age:
+        kept.PatientAge = age
+    for name in _UIDS:
+        kept.__setattr__(name, _hashed(str(source.get(name, "") or ""), salt))
+    storage = str(source.get("SOPClassUID", ""))
+    kept.SOPClassUID = storage if _STANDARD_UID.fullmatch(storage) else _SECONDARY_CAPTURE
+    kept.file_meta = FileMetaDataset()
+    kept.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    kept.file_meta.MediaStorageSOPClassUID = kept.SOPClassUID
+    kept.file_meta.MediaStorageSOPInstanceUID = kept.SOPInstanceUID
+    return kept
+
+
+def _numbers(value: Any) -> Any:
+    """The numbers of an element again as numbers, so that no text passes through a field meant for them."""
+    if isinstance(value, str | int | float):
+        return f"{float(value):.10g}" if not isinstance(value, int) else value
+    return [_numbers(item) for item in value]
+
+
+def _lut(item: Any, parts: tuple[str, ...]) -> Any:
+    table = Dataset()
+    for part in parts:
+        setattr(table, part, item[part].value)
+        table[part].VR = item[part].VR
+    return table
+
+
+def _age(text: str) -> str:
+    """PS3.5's age string, with everything above 89 years as one; "" where it is no age."""
+    found = re.fullmatch(r"\s*([0-9]{1,3})([DWMY]?)\s*", text)
+    if found is None:
+        return ""
+    count, unit = int(found[1]), found[2] or "Y"
+    years = count / {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}[unit]
+    return f"{_OLDEST:03d}Y" if years >= _OLDEST else f"{count:03d}{unit}"
+
+
+def _hashed(uid: str, salt: bytes) -> str:
+    """A UID under 2.25 (X.667: any 128-bit number) that only who knows the salt can tie to the first one."""
+    digest = hmac.new(salt, (uid or os.urandom(16).hex()).encode(), hashlib.sha256).digest()
+    return f"2.25.{int.from_bytes(digest[:16], 'big')}"
+
+
+def _add_pixels(kept: Any, pixels: np.ndarray, photometric: str) -> None:
+    colour = pixels.ndim == 3
+    kept.Rows, kept.Columns = pixels.shape[:2]
+    kept.SamplesPerPixel = 3 if colour else 1
+    if colour:
+        kept.PlanarConfiguration = 0
+    # The decoder has turned every YBR form into RGB.
+    kept.PhotometricInterpretation = "RGB" if colour else photometric
+    bits = pixels.dtype.itemsize * 8
+    kept.BitsAllocated = bits
+    kept.BitsStored = min(int(kept.get("BitsStored", bits)), bits)
+    kept.HighBit = kept.BitsStored - 1
+    kept.PixelRepresentation = 1 if pixels.dtype.kind == "i" else 0
+    values = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
+    kept.PixelData = values + b"\0" * (len(values) % 2)
+    kept["PixelData"].VR = "OB" if bits == 8 else "OW"
+
+
+def _count(dataset: Any) -> int:
+    """Elements at every depth but the pixels and group lengths."""
+    total = 0
+    stack = [dataset]
+    while stack:
+        for element in stack.pop():
+            total += 1
+            if element.VR == "SQ":
+                stack.extend(element.value)
+    return total

@@ -1,0 +1,47 @@
+"""The one way to the throw-away children in which pictures that strangers sent are read."""
+
+import atexit
+import os
+import threading
+
+from inference.errors import InferenceError
+from inference.runtime.sandbox import Limits, Sandbox, SandboxKilled
+
+# A hostile file is ended after two seconds of work; the clock is far more generous, since a busy machine is no crime.
+_CPU_S = 2.0
+_CPU_S_MORE = 0.5
+_WALL_S = 15.0
+_MEMORY_BYTES = 2 * 1024**3
+_CHILDREN = max(2, os.cpu_count() or 1)
+
+_sandbox = Sandbox(preload=("inference.runtime.pictures", "inference.runtime.deidentify"))
+_slots = threading.BoundedSemaphore(_CHILDREN)
+# A child forked while a thread held a slot would wait for it for ever.
+os.register_at_fork(after_in_child=lambda: globals().__setitem__("_slots", threading.BoundedSemaphore(_CHILDREN)))
+atexit.register(_sandbox.close)
+
+
+def call_child(function: str, argument: bytes, *, pictures: int = 1) -> bytes:
+    """Run `function` of `inference.runtime` on `argument` in a child that reads that many pictures; returns its answer.
+
+    Blocks, thread-safe; no more children than the machine has cores run at once. Raises InferenceError as the function
+    does, and SandboxKilled.
+    """
+    limits = Limits(
+        memory_bytes=_MEMORY_BYTES,
+        cpu_s=_CPU_S + _CPU_S_MORE * (pictures - 1),
+        wall_s=_WALL_S + pictures,
+        file_bytes=1024**2,
+    )
+    with _slots:
+        return _sandbox.call(function, argument, limits).output
+
+
+def killed_error(killed: SandboxKilled, *, dicom: bool) -> InferenceError:
+    """What the sender is told about a picture whose child was ended."""
+    if killed.reason == "memory":
+        return InferenceError("too_many_pixels", "The picture needs more memory than one picture may take.")
+    code = "unsupported_object" if dicom else "corrupt_image"
+    if killed.reason == "timeout":
+        return InferenceError(code, "The picture could not be read in the time that one picture may take.")
+    return InferenceError(code, "The picture made its decoder crash.")

@@ -1,22 +1,177 @@
-"""Datatypes of the Open Inference Protocol as NumPy dtypes; JSON values to tensors and back."""
+"""JSON values and binary buffers to tensors, and tensors back to JSON.
+
+A valid value costs one pass over the types of its cells and one conversion. Only when that finds something wrong is the
+value walked cell by cell (`inference.runtime.cells`), to name every bad cell exactly.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+from math import prod
+from typing import Any
 
 import numpy as np
+import orjson
 
 from inference.contracts import Datatype
+from inference.errors import InferenceError, Located
+from inference.runtime.cells import explain
+from inference.runtime.plans import NUMBERS, Array, Locate, TensorPlan
+from inference.runtime.plans import NUMPY_DTYPES as NUMPY_DTYPES
 
-NUMPY_DTYPES: dict[Datatype, np.dtype] = {
-    Datatype.BOOL: np.dtype(np.bool_),
-    Datatype.UINT8: np.dtype(np.uint8),
-    Datatype.UINT16: np.dtype(np.uint16),
-    Datatype.UINT32: np.dtype(np.uint32),
-    Datatype.UINT64: np.dtype(np.uint64),
-    Datatype.INT8: np.dtype(np.int8),
-    Datatype.INT16: np.dtype(np.int16),
-    Datatype.INT32: np.dtype(np.int32),
-    Datatype.INT64: np.dtype(np.int64),
-    Datatype.FP16: np.dtype(np.float16),
-    Datatype.FP32: np.dtype(np.float32),
-    Datatype.FP64: np.dtype(np.float64),
-    # Text and bytes travel as Python objects, as ONNX Runtime takes them.
-    Datatype.BYTES: np.dtype(np.object_),
-}
+# Whole numbers sent as 3.0 are exact up to here; above it a double no longer tells neighbours apart.
+_EXACT_DOUBLE = 2.0**53
+_LISTS = (list, tuple)
+
+
+def fits(shape: Sequence[int], tensor: TensorPlan) -> bool:
+    """Whether an array of this shape may be given to the model: right rank and sizes, and nothing of it empty."""
+    return len(shape) == len(tensor.shape) and all(map(_size_fits, shape, tensor.shape))
+
+
+def _size_fits(size: int, wanted: int) -> bool:
+    return size == wanted or (wanted < 0 and size > 0)
+
+
+def from_json(value: Any, tensor: TensorPlan, locate: Locate) -> Array:
+    """Nested lists of the tensor's shape as an array of its dtype.
+
+    Raises InferenceError wrong_shape, wrong_type, out_of_range, non_finite, bad_text or too_deep; `errors` names the
+    first 20 bad cells.
+    """
+    if tensor.vector is not None and type(value) is list and value and type(value[0]) not in _LISTS:
+        return from_json(value, tensor.vector, locate).reshape(-1, 1)
+    cells: Any = value if tensor.shape else (value,)
+    try:
+        for _ in range(len(tensor.shape) - 1):
+            cells = chain.from_iterable(cells)
+        kinds = set(map(type, cells))
+    except TypeError:
+        return explain(value, tensor, locate)
+    array = _convert(value, kinds, tensor)
+    if array is None or not fits(array.shape, tensor) or not _all_fine(array, tensor, kinds):
+        return explain(value, tensor, locate)
+    return array
+
+
+def from_flat(values: list[Any], shape: tuple[int, ...], tensor: TensorPlan, locate: Locate) -> Array:
+    """A flat list in row-major order as an array of `shape`, which fits and whose product is the list's length.
+
+    Raises as `from_json`; `locate` is asked for one index.
+    """
+    kinds = set(map(type, values))
+    array = _convert(values, kinds, tensor)
+    if array is None or array.ndim != 1:
+        return explain(values, tensor, locate, shape)
+    array = array.reshape(shape)
+    return array if _all_fine(array, tensor, kinds) else explain(values, tensor, locate, shape)
+
+
+def from_buffer(buffer: memoryview, shape: tuple[int, ...], tensor: TensorPlan, locate: Locate) -> Array:
+    """Little-endian elements in row-major order as an array of its own memory; BYTES have 4-byte lengths before them.
+
+    Raises InferenceError wrong_shape where the buffer's length is not that of `shape`, else as `from_flat`.
+    """
+    if tensor.datatype is Datatype.BYTES:
+        return from_flat(_split_texts(buffer, prod(shape), tensor, locate), shape, tensor, locate)
+    wanted = prod(shape) * tensor.dtype.itemsize
+    if len(buffer) != wanted:
+        message = f"The binary data of {tensor.name} has {len(buffer)} bytes; its shape and datatype make {wanted}."
+        raise InferenceError("wrong_shape", message, [Located(loc=locate(()), msg=message)])
+    if tensor.datatype is Datatype.BOOL and wanted and max(buffer) > 1:
+        message = f"A BOOL of {tensor.name} is neither 0 nor 1."
+        raise InferenceError("wrong_type", message, [Located(loc=locate(()), msg=message)])
+    array = np.frombuffer(buffer, dtype=tensor.dtype.newbyteorder("<")).astype(tensor.dtype).reshape(shape)
+    if not _all_fine(array, tensor, set()):
+        return explain(array.ravel().tolist(), tensor, locate, shape)
+    return array
+
+
+def split_elements(buffer: memoryview, count: int) -> list[memoryview] | None:
+    """The elements of a BYTES buffer, or None where it is not exactly `count` of them."""
+    elements: list[memoryview] = []
+    offset, end = 0, len(buffer)
+    while offset < end and len(elements) < count:
+        start = offset + 4
+        offset = start + int.from_bytes(buffer[offset:start], "little")
+        if offset > end:
+            return None
+        elements.append(buffer[start:offset])
+    return elements if offset == end and len(elements) == count else None
+
+
+def _split_texts(buffer: memoryview, count: int, tensor: TensorPlan, locate: Locate) -> list[str]:
+    elements = split_elements(buffer, count)
+    if elements is None:
+        message = f"The binary data of {tensor.name} is not {count} texts, each after its length in 4 bytes."
+        raise InferenceError("wrong_shape", message, [Located(loc=locate(()), msg=message)])
+    texts: list[str] = []
+    for element in elements:
+        try:
+            texts.append(str(element, "utf-8"))
+        except UnicodeDecodeError as error:
+            message = f"Element {len(texts)} of {tensor.name} is not UTF-8."
+            raise InferenceError("bad_text", message, [Located(loc=locate((len(texts),)), msg=message)]) from error
+    return texts
+
+
+def _convert(value: Any, kinds: set[type], tensor: TensorPlan) -> Array | None:
+    """The array, or None where a cell has the wrong type, a number does not fit or the lists are ragged."""
+    try:
+        if kinds <= tensor.kinds:
+            if tensor.dtype.kind != "f":
+                return np.array(value, dtype=tensor.dtype)
+            # NumPy warns of numbers that overflow float32; they are found, and named, afterwards.
+            with np.errstate(over="ignore"):
+                return np.array(value, dtype=tensor.dtype)
+        if tensor.dtype.kind in "iu" and kinds <= NUMBERS:
+            numbers = np.array(value, dtype=np.float64)
+            whole = (np.abs(numbers) <= _EXACT_DOUBLE) & (np.rint(numbers) == numbers)
+            limits = np.iinfo(tensor.dtype)
+            if whole.all() and numbers.min() >= limits.min and numbers.max() <= limits.max:
+                return numbers.astype(tensor.dtype)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return None
+
+
+def _all_fine(array: Array, tensor: TensorPlan, kinds: set[type]) -> bool:
+    """Whether every number is finite or allowed not to be. False may still prove right: the cell walk decides."""
+    kind = array.dtype.kind
+    if kind == "O":
+        return not any("\0" in text for text in array.flat)
+    if kind != "f" or np.count_nonzero(np.isfinite(array)) == array.size:
+        return True
+    if np.isinf(array).any():
+        return False
+    if tensor.accepts_non_finite and type(None) not in kinds:
+        return True
+    return tensor.nullable is not None and not (np.isnan(array) & ~tensor.nullable).any()
+
+
+def to_json(array: Array) -> Any:
+    """The array as something `dumps` writes: itself where orjson can, else nested lists. float32 0.1 is written 0.1."""
+    if array.dtype.kind == "O":
+        return _texts(array.tolist())
+    if array.ndim == 0:
+        return array[()]
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
+def _texts(value: Any) -> Any:
+    if type(value) is list:
+        return [_texts(item) for item in value]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def dumps(document: Any) -> bytes:
+    """JSON of a document that may hold arrays. NaN and infinities are written as null, never bare."""
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def non_finite_warnings(outputs: dict[str, Array]) -> list[str]:
+    """One sentence for each output with NaN or infinities, which JSON can't carry and which are sent as null."""
+    warnings = []
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and (bad := array.size - int(np.count_nonzero(np.isfinite(array)))):
+            warnings.append(f"{bad} of {array.size} values of output {name} are not finite and are sent as null.")
+    return warnings

@@ -18,6 +18,9 @@ from inference.errors import InferenceError
 Headers = dict[bytes, bytes]
 Reply = tuple[bytes, list[tuple[bytes, bytes]], bytes]
 
+# Content types of a body that is one picture; what it really is, its first bytes tell (application/x-image: SageMaker).
+PICTURE_TYPES = frozenset({b"image/png", b"image/jpeg", b"image/jpg", b"application/dicom", b"application/x-image"})
+
 
 @dataclass(slots=True)
 class Call:
@@ -41,9 +44,13 @@ def content_type(headers: Headers) -> bytes:
     return value.partition(b";")[0].strip().lower() if value else b""
 
 
-def refuse_media_type(kind: bytes) -> None:
-    """Raise unsupported_media_type for forms and XML; any other kind is read as JSON, as TensorFlow Serving does."""
-    if kind.startswith(b"multipart/") or kind.endswith((b"/xml", b"+xml")):
+def refuse_media_type(kind: bytes, *, forms: bool = False) -> None:
+    """Raise unsupported_media_type for multipart, XML and, with `forms`, for what an HTML form sends.
+
+    Any other kind is read as JSON. Forms pass on V1, since curl declares one where nothing else was said.
+    """
+    form = forms and kind == b"application/x-www-form-urlencoded"
+    if form or kind.startswith(b"multipart/") or kind.endswith((b"/xml", b"+xml")):
         raise InferenceError(
             "unsupported_media_type",
             f"The Content-Type {kind.decode('latin-1')[:80]} is not read here; send application/json.",

@@ -1,0 +1,71 @@
+"""API keys: issue (shown once), look at their use and failed calls, revoke."""
+
+import uuid
+from datetime import timedelta
+
+from django.contrib import messages
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils import timezone
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_POST, require_safe
+
+from controlplane.accounts.models import ApiKey, Right
+from controlplane.accounts.services import revoke_key
+from controlplane.audit.requests import person_actor
+from controlplane.dashboard.access import require_anywhere, teams_with, user_of
+from controlplane.dashboard.forms.errors import show
+from controlplane.dashboard.forms.keys import KeyForm
+from controlplane.dashboard.pages.keys import key_page, keys_page
+from controlplane.deployments.services.keys import issue_key_for
+from controlplane.errors import DomainError
+
+
+@require_safe
+def keys(request: HttpRequest) -> HttpResponse:
+    require_anywhere(request, Right.MANAGE_KEYS)
+    form = KeyForm(teams=teams_with(request, Right.MANAGE_KEYS))
+    return render(request, "keys/list.html", {"page": keys_page(user_of(request), timezone.now()), "form": form})
+
+
+@never_cache
+@require_POST
+def issue(request: HttpRequest) -> HttpResponse:
+    """Answers with the page itself, not a redirect: the key is shown this once and kept nowhere."""
+    require_anywhere(request, Right.MANAGE_KEYS)
+    form = KeyForm(request.POST, teams=teams_with(request, Right.MANAGE_KEYS))
+    plain = ""
+    if form.is_valid():
+        chosen = form.cleaned_data
+        try:
+            _, plain = issue_key_for(
+                actor=person_actor(request),
+                team=chosen["team"],
+                label=chosen["label"],
+                scopes=chosen["scopes"],
+                deployments=list(chosen["deployments"]) or None,
+                expires_at=chosen["expires_at"],
+                test=chosen["test"],
+                rate_per_minute=chosen["rate_per_minute"],
+            )
+        except DomainError as error:
+            show(form, error)
+    if plain:
+        form = KeyForm(teams=teams_with(request, Right.MANAGE_KEYS))
+    context = {"page": keys_page(user_of(request), timezone.now()), "form": form, "plain": plain}
+    return render(request, "keys/list.html", context, status=200 if plain else 422)
+
+
+@require_safe
+def key(request: HttpRequest, key_id: uuid.UUID) -> HttpResponse:
+    found = get_object_or_404(ApiKey.objects.for_user(user_of(request)).select_related("team", "created_by"), pk=key_id)
+    now = timezone.now()
+    return render(request, "keys/detail.html", {"page": key_page(found, now - timedelta(days=1), now)})
+
+
+@require_POST
+def revoke(request: HttpRequest, key_id: uuid.UUID) -> HttpResponse:
+    found = get_object_or_404(ApiKey.objects.for_user(user_of(request)).select_related("team"), pk=key_id)
+    revoke_key(actor=person_actor(request), key=found)
+    messages.success(request, f"“{found.label}” is revoked: within five seconds no call with it is answered.")
+    return redirect("key", key_id=key_id)

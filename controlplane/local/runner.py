@@ -142,7 +142,7 @@ class Runner:
         return broker
 
     def _start_postgres(self) -> Postgres:
-        durable = not environment.flag("SIGNALBOX_TEST_UNSAFE_STORE")
+        durable = environment.flag("SIGNALBOX_POSTGRES_FSYNC", default=True)
         postgres = embedded(self._home, durable=durable)
         if postgres.is_elsewhere:
             self._supervisor.say("up", f"the database is kept in {postgres.folder}, for {self._home.root} is closed")

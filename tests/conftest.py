@@ -1,0 +1,159 @@
+"""Fixtures: PostgreSQL, Redis, the whole product and a browser. Each is real and starts when first asked for."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from tests import services
+from tests.services import Cluster, Product
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+    from pytest_django.plugin import DjangoDbBlocker
+
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+NO_BROWSER = "No chromium was found: type apt-get install chromium, or skip these tests with BROWSER=0."
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share the product run in one worker, so that one worker starts it."""
+    for item in items:
+        if {"product", "page", "browser"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group("product"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("browser") and os.environ.get("BROWSER") == "0":
+        pytest.skip("BROWSER=0")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The process that began the run ends what the run shared."""
+    root = os.environ.get("SIGNALBOX_TEST_ROOT")
+    if root and not hasattr(config, "workerinput"):
+        services.end_cluster(Path(root))
+
+
+@pytest.fixture(scope="session")
+def run_root() -> Path:
+    """The folder that all processes of this test run share."""
+    return Path(os.environ["SIGNALBOX_TEST_ROOT"])
+
+
+@pytest.fixture(scope="session")
+def cluster(run_root: Path) -> Cluster:
+    """The run's PostgreSQL server, without any database of ours."""
+    in_worker = "PYTEST_XDIST_WORKER" in os.environ
+    return services.cluster(run_root, os.getppid() if in_worker else os.getpid())
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(
+    django_test_environment: None, django_db_blocker: "DjangoDbBlocker", cluster: Cluster, run_root: Path
+) -> Iterator[None]:
+    """Migrates one template for the run and copies it for this worker; in place of pytest-django's own."""
+    from django.core.management import call_command
+    from django.db import connection
+
+    own = connection.settings_dict["NAME"]
+    with django_db_blocker.unblock():
+        with services.locked(run_root / "template-lock"):
+            if not (run_root / "template-ready").exists():
+                cluster.drop(services.TEMPLATE)
+                cluster.create(services.TEMPLATE)
+                connection.settings_dict["NAME"] = services.TEMPLATE
+                try:
+                    call_command("migrate", interactive=False, verbosity=0)
+                    call_command("createcachetable", verbosity=0)
+                finally:
+                    connection.close()
+                    connection.settings_dict["NAME"] = own
+                (run_root / "template-ready").touch()
+            cluster.create(own, services.TEMPLATE)
+        yield
+        connection.close()
+
+
+@pytest.fixture(scope="session")
+def postgres(django_db_setup: None, cluster: Cluster) -> Cluster:
+    """The run's PostgreSQL server with the migrated template: `services.new_database(postgres)` copies it."""
+    return cluster
+
+
+@pytest.fixture
+def database_url(postgres: Cluster) -> Iterator[str]:
+    """The URL of a fresh database with all tables, for this test alone."""
+    url = services.new_database(postgres)
+    yield url
+    postgres.drop(str(conninfo_to_dict(url)["dbname"]))
+
+
+@pytest.fixture(scope="session")
+def redis_url(run_root: Path) -> Iterator[str]:
+    """A Redis of this worker, the one that `settings.REDIS_URL` names."""
+    folder = run_root / f"redis-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+    with services.redis_server(folder) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def product(postgres: Cluster, run_root: Path) -> Iterator[Product]:
+    """The whole product, started by `manage.py up` with the demo off; shared by the tests of this session."""
+    home = run_root / f"product-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}" / "home"
+    running = Product(home, settings={"DATABASE_URL": services.new_database(postgres)})
+    try:
+        running.start()
+        yield running
+    finally:
+        running.remove()
+
+
+@pytest.fixture
+def http(product: Product) -> Iterator[httpx.Client]:
+    """A client of the product, without a key."""
+    with product.http() as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["Browser"]:
+    """Debian's chromium, headless."""
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.fail(NO_BROWSER, pytrace=False)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, headless=True, args=CHROMIUM_FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: "Browser", product: Product) -> Iterator["Page"]:
+    """A fresh page of the product (its own cookies); a script error on it fails the test."""
+    context = browser.new_context(base_url=product.base_url)
+    opened = context.new_page()
+    opened.set_default_timeout(15_000)
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    yield opened
+    context.close()
+    # Playwright leaves its loop marked as running in this thread, and asynchronous tests that follow would refuse.
+    asyncio._set_running_loop(None)
+    assert errors == []

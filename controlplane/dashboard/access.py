@@ -1,4 +1,4 @@
-"""What a page may do for the person who asks. Queries are scoped first (outsiders get 404), then rights are required."""
+"""What a page may do for the person who asks: queries are scoped first (outsiders get 404), then rights required."""
 
 import uuid
 

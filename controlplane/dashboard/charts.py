@@ -1,0 +1,132 @@
+"""Plotly figures as plain JSON, one shared template. Colours are token names ("--v1") that the page's script looks up.
+
+Built as dictionaries: importing plotly costs half a second and 60 MB in each web process; the figure is JSON anyway.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+Figure = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A thin vertical line: something changed then. `words` are shown on hover."""
+
+    at: datetime
+    words: str
+
+
+def version_colour(number: int) -> str:
+    """The token of a version's colour: the same on every chart, bar, chip and table."""
+    return f"--v{(number - 1) % 8 + 1}"
+
+
+def layout(unit: str, since: datetime, until: datetime, marks: Sequence[Mark] = ()) -> dict[str, Any]:
+    """The shared template: hairline grid, unified hover, time axis from `since` to `until`, marks of changes."""
+    axis = {
+        "gridcolor": "--line",
+        "linecolor": "--line",
+        "zeroline": False,
+        "tickfont": {"size": 11},
+        "fixedrange": False,
+    }
+    return {
+        "margin": {"l": 52, "r": 12, "t": 8, "b": 28},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "Inter, ui-sans-serif, system-ui, sans-serif", "size": 12, "color": "--ink-2"},
+        "hovermode": "x unified",
+        "hoverlabel": {"bgcolor": "--surface", "bordercolor": "--line-strong", "font": {"color": "--ink"}},
+        "showlegend": False,
+        "dragmode": "zoom",
+        "xaxis": {**axis, "type": "date", "range": [since.isoformat(), until.isoformat()], "showgrid": False},
+        "yaxis": {**axis, "rangemode": "tozero", "ticksuffix": f" {unit}" if unit else "", "fixedrange": True},
+        "shapes": [
+            {
+                "type": "line",
+                "x0": mark.at.isoformat(),
+                "x1": mark.at.isoformat(),
+                "yref": "paper",
+                "y0": 0,
+                "y1": 1,
+                "line": {"color": "--ink-3", "width": 1, "dash": "dot"},
+            }
+            for mark in marks
+        ],
+    }
+
+
+def lines(
+    times: Sequence[datetime],
+    series: Mapping[str, Sequence[float | None]],
+    colours: Mapping[str, str],
+    *,
+    unit: str,
+    since: datetime,
+    until: datetime,
+    marks: Sequence[Mark] = (),
+    dashes: Mapping[str, str] | None = None,
+) -> Figure:
+    """One line per series over time; None leaves a gap, never a line through it."""
+    moments = [moment.isoformat() for moment in times]
+    traces: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": name,
+            "x": moments,
+            "y": list(values),
+            "connectgaps": False,
+            "line": {"color": colours[name], "width": 1.6, "dash": (dashes or {}).get(name, "solid")},
+            "hovertemplate": f"%{{y:.4~g}}{' ' + unit if unit else ''}",
+        }
+        for name, values in series.items()
+    ]
+    if marks:
+        top = max((value for values in series.values() for value in values if value is not None), default=1.0)
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "change",
+                "x": [mark.at.isoformat() for mark in marks],
+                "y": [top] * len(marks),
+                "text": [mark.words for mark in marks],
+                "hovertemplate": "%{text}<extra></extra>",
+                "marker": {"color": "--ink-3", "size": 7, "symbol": "triangle-down"},
+            }
+        )
+    return {"data": traces, "layout": layout(unit, since, until, marks)}
+
+
+def sparkline(values: Sequence[float | None], width: int = 120, height: int = 28) -> tuple[str, str]:
+    """Two SVG path strings (line, area under it) of a small chart without axes; gaps break the line."""
+    known = [value for value in values if value is not None]
+    if len(values) < 2 or not known:
+        return "", ""
+    top = max(known) or 1.0
+    step = width / (len(values) - 1)
+    line, area = "", ""
+    run: list[tuple[float, float]] = []
+
+    def close(points: list[tuple[float, float]]) -> str:
+        if len(points) < 2:
+            return ""
+        return (
+            f"M{points[0][0]:.1f},{height}"
+            + "".join(f"L{x:.1f},{y:.1f}" for x, y in points)
+            + (f"L{points[-1][0]:.1f},{height}Z")
+        )
+
+    for index, value in enumerate(values):
+        if value is None:
+            area += close(run)
+            run = []
+            continue
+        x, y = index * step, height - 2 - (height - 4) * value / top
+        line += f"{'L' if run else 'M'}{x:.1f},{y:.1f}"
+        run.append((x, y))
+    return line, area + close(run)

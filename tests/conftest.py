@@ -79,7 +79,6 @@ def django_db_setup(
                 connection.settings_dict["NAME"] = services.TEMPLATE
                 try:
                     call_command("migrate", interactive=False, verbosity=0)
-                    call_command("createcachetable", verbosity=0)
                 finally:
                     connection.close()
                     connection.settings_dict["NAME"] = own

@@ -24,7 +24,8 @@ from controlplane.local.processes import KNOWS_FOLDERS, is_alive, running_in, st
 
 SUPERUSER = "postgres"
 APPLICATION = "signalbox"
-_POINTER = "postgres-folder"
+# Names, inside the home, the folder of a cluster that stands elsewhere.
+POINTER = "postgres-folder"
 
 # For a small machine: a few dozen connections, a working set of some hundred megabytes, logs on stderr.
 SETTINGS = {
@@ -211,7 +212,7 @@ def embedded(home: Home, *, durable: bool = True) -> Postgres:
     Then it stands in /var/lib/signalbox-XXXXXXXX, and `home`/postgres-folder names the place from then on.
     Raises CannotStart where neither can be used.
     """
-    pointer = home.root / _POINTER
+    pointer = home.root / POINTER
     folder = Path(pointer.read_text().strip()) if pointer.exists() else home.root / "postgres"
     exists = (folder / "data" / "PG_VERSION").exists()
     account = unprivileged_account(folder / "data" if exists else None)

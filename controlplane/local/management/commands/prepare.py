@@ -23,8 +23,6 @@ class Command(BaseCommand):
         executor = MigrationExecutor(connection)
         if executor.migration_plan(executor.loader.graph.leaf_nodes()):
             call_command("migrate", interactive=False, verbosity=options["verbosity"])
-        # The table of the shared cache belongs to no app's migrations.
-        call_command("createcachetable", verbosity=0)
         self._ensure_admin(Home(settings.SIGNALBOX_HOME))
 
     def _ensure_admin(self, home: Home) -> None:

@@ -1,0 +1,49 @@
+# `make run` starts Signalbox, `make test` tests it. The other targets are for who works on it.
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+export SIGNALBOX_DEMO ?= 1
+
+.PHONY: help run dev test check lint format bench demo-traffic screenshots reset
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\): .*## /make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+run: ## install what is missing and run Signalbox here (Ctrl-C stops it)
+	@scripts/venv.sh product
+	@exec $(PYTHON) manage.py up
+
+dev: ## the same, starting parts again when a file changes
+	@scripts/venv.sh product
+	@exec $(PYTHON) manage.py up --reload
+
+test: ## everything that has to pass: lint, types, migrations, tests on real services and a real browser
+	@scripts/venv.sh tests
+	@scripts/test.sh test
+
+check: ## lint, types and unit tests, without any service; under a minute
+	@scripts/venv.sh tests
+	@scripts/test.sh check
+
+lint: ## ruff and mypy alone
+	@scripts/venv.sh tests
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+format: ## let ruff mend and format the code
+	@scripts/venv.sh tests
+	@.venv/bin/ruff check --fix . && .venv/bin/ruff format .
+
+bench: ## measure the running product against bare ASGI and FastAPI (docs/performance.md)
+	@scripts/venv.sh tests
+	@exec $(PYTHON) -m benchmarks
+
+demo-traffic: ## send the demo's calls to a running Signalbox
+	@scripts/venv.sh product
+	@exec $(PYTHON) manage.py demo_traffic
+
+screenshots: ## draw the pictures of the documentation from a running product
+	@scripts/venv.sh tests
+	@exec $(PYTHON) -m scripts.screenshots
+
+reset: ## delete all state of this home ($SIGNALBOX_HOME, default var/); asks first
+	@scripts/venv.sh product
+	@exec $(PYTHON) -m controlplane.local.reset

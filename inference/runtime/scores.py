@@ -84,4 +84,5 @@ def _softmax(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, n
 def _sigmoid(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """By the exponential of -|x|, which never overflows."""
     small = np.exp(-np.abs(values))
-    return np.where(values >= 0, 1.0, small) / (1.0 + small)
+    result: np.ndarray[Any, np.dtype[np.float64]] = np.where(values >= 0, 1.0, small) / (1.0 + small)
+    return result

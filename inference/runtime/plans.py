@@ -41,6 +41,8 @@ class TensorPlan:
     `kinds`: the types that a valid cell has after JSON was parsed. `nullable`: None, or a mask over the last dimension
     (of length 1 where it speaks of the whole tensor), True where null or NaN is a missing value. `columns`: the names
     of a row's cells, where they have names.
+    `expected`: the shape as people read it, [n, 30].
+    `tail`: the sizes after the first where only the first is free, which makes the usual shape cheap to compare.
     `vector`: for [n, 1] inputs the plan for [n], since a column of single numbers may be sent as bare numbers.
     """
 
@@ -52,12 +54,9 @@ class TensorPlan:
     nullable: Array | None
     accepts_non_finite: bool
     columns: tuple[str, ...]
+    tail: tuple[int, ...] | None
+    expected: str
     vector: "TensorPlan | None" = None
-
-    @property
-    def expected(self) -> str:
-        """The shape as people read it: [n, 30]."""
-        return "[" + ", ".join("n" if size < 0 else str(size) for size in self.shape) + "]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +128,9 @@ def _plan_tensor(spec: TensorSpec, version: VersionRoute, columns: tuple[str, ..
         nullable=nullable,
         accepts_non_finite=version.accepts_non_finite,
         columns=columns,
+        tail=shape[1:] if shape[:1] == (-1,) and -1 not in shape[1:] else None,
+        expected="[" + ", ".join("n" if size < 0 else str(size) for size in shape) + "]",
     )
     if len(shape) == 2 and shape[1] == 1:
-        return replace(plan, vector=replace(plan, shape=shape[:1], columns=()))
+        return replace(plan, vector=replace(plan, shape=shape[:1], columns=(), tail=() if shape[0] < 0 else None))
     return plan

@@ -4,7 +4,6 @@ A valid value costs one pass over the types of its cells and one conversion. Onl
 value walked cell by cell (`inference.runtime.cells`), to name every bad cell exactly.
 """
 
-from collections.abc import Sequence
 from itertools import chain
 from math import prod
 from typing import Any
@@ -23,8 +22,10 @@ _EXACT_DOUBLE = 2.0**53
 _LISTS = (list, tuple)
 
 
-def fits(shape: Sequence[int], tensor: TensorPlan) -> bool:
+def fits(shape: tuple[int, ...], tensor: TensorPlan) -> bool:
     """Whether an array of this shape may be given to the model: right rank and sizes, and nothing of it empty."""
+    if tensor.tail is not None:
+        return shape[1:] == tensor.tail and len(shape) > 0 and shape[0] > 0
     return len(shape) == len(tensor.shape) and all(map(_size_fits, shape, tensor.shape))
 
 
@@ -136,7 +137,7 @@ def _convert(value: Any, kinds: set[type], tensor: TensorPlan) -> Array | None:
 
 def _all_fine(array: Array, tensor: TensorPlan, kinds: set[type]) -> bool:
     """Whether every number is finite or allowed not to be. False may still prove right: the cell walk decides."""
-    kind = array.dtype.kind
+    kind = tensor.dtype.kind
     if kind == "O":
         return not any("\0" in text for text in array.flat)
     if kind != "f" or np.count_nonzero(np.isfinite(array)) == array.size:

@@ -24,6 +24,8 @@ def check_rows(inputs: dict[str, Array], plan: VersionPlan) -> int:
     """How many rows the inputs have, 1 for a model without a batch dimension; raises wrong_shape for a mismatch."""
     if not plan.version.signature.batched:
         return 1
+    if len(inputs) == 1:
+        return len(next(iter(inputs.values())))
     counts: dict[str, int] = {name: array.shape[0] for name, array in inputs.items()}
     rows = next(iter(counts.values()))
     for name, count in counts.items():
@@ -128,11 +130,16 @@ def pictures_of(rows: list[Any], key: str, plan: VersionPlan) -> list[bytes] | N
 
 def count_keys(value: Any) -> int:
     """How many keys the objects of a document hold; lists of other things than objects are not looked into."""
-    if type(value) is dict:
-        return len(value) + sum([count_keys(item) for item in value.values() if type(item) in (dict, list)])
-    if type(value) is list and value and type(value[0]) is dict:
-        return sum(map(count_keys, value))
-    return 0
+    count = 0
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if type(item) is dict:
+            count += len(item)
+            stack.extend(item.values())
+        elif type(item) is list and item and type(item[0]) is dict:
+            stack.extend(item)
+    return count
 
 
 def refuse(code: str, message: str, *loc: str | int) -> NoReturn:

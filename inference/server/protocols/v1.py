@@ -27,7 +27,7 @@ from inference.server.protocols.features import (
 _JSON = b"application/json"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Style:
     """How the call was written. `by_row`: `instances`, else `inputs`. `count`: how many instances it named."""
 
@@ -37,8 +37,7 @@ class Style:
 
 def decode(body: bytes, headers: Headers, deployment: DeploymentRoute, version: VersionRoute) -> Call:
     """The call in a `:predict` body; JSON under any Content-Type but forms with parts and XML, or a raw picture."""
-    kind = content_type(headers)
-    if kind and kind != _JSON:
+    if headers.get(b"content-type") != _JSON and (kind := content_type(headers)):
         if kind in PICTURE_TYPES:
             return picture_call(body, kind, version)
         refuse_media_type(kind)
@@ -83,16 +82,17 @@ def decode_rows(rows: Any, keys: int, body: bytes, deployment: DeploymentRoute, 
     cap_rows(count, deployment)
     style = Style(by_row=True, count=count)
     if type(rows[0]) is dict:
-        refuse_duplicate_keys(body, keys + count_keys(rows))
         if plan.version.task.takes_pictures and (pictures := pictures_of(rows, "instances", plan)) is not None:
+            refuse_duplicate_keys(body, keys + count_keys(rows))
             return Call({}, count, pictures=pictures, style=style)
         if not is_bytes(rows[0]):
             inputs = inputs_of_objects(rows, plan)
+            if body.count(b":") != keys + count * len(rows[0]):
+                refuse_duplicate_keys(body, keys + count_keys(rows))
             return Call(inputs, check_rows(inputs, plan), style=style)
-    else:
-        refuse_duplicate_keys(body, keys)
     tensor = only_input(plan, "instances")
     inputs = {tensor.name: stacked(rows, tensor, plan, lambda path: ["instances", *path])}
+    refuse_duplicate_keys(body, keys + count_keys(rows))
     return Call(inputs, check_rows(inputs, plan), style=style)
 
 

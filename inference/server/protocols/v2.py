@@ -33,9 +33,10 @@ _BINARY = b"application/octet-stream"
 _LENGTH = b"inference-header-content-length"
 _MAX_ID = 128
 _DATATYPES = frozenset(Datatype)
+_INTEGERS = frozenset({int})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Style:
     """Which outputs were asked for (None: all), and which of them as binary: by name, else `binary`."""
 
@@ -70,8 +71,7 @@ class _Buffer:
 
 def decode(body: bytes, headers: Headers, deployment: DeploymentRoute, version: VersionRoute) -> Call:
     """The call in an inference request: JSON, or JSON with binary tensors behind it. Raises InferenceError."""
-    kind = content_type(headers)
-    if kind and kind != _JSON:
+    if headers.get(b"content-type") != _JSON and (kind := content_type(headers)):
         refuse_media_type(kind, forms=True)
         if kind in PICTURE_TYPES:
             message = "A raw picture is read at /v1 and /invocations; here it is a BYTES tensor."
@@ -82,8 +82,7 @@ def decode(body: bytes, headers: Headers, deployment: DeploymentRoute, version: 
     document = parse(head, lenient=plan.lenient)
     if type(document) is not dict:
         raise bad_request("The body must be a JSON object with inputs.")
-    if head.count(b":") != (keys := count_keys(document)):
-        refuse_duplicate_keys(head, keys)
+    refuse_duplicate_keys(head, count_keys(document))
     tensors = document.get("inputs")
     if type(tensors) is not list or not tensors:
         near = next((hint for key in document if key != "inputs" and (hint := did_you_mean(key, ("inputs",)))), ".")
@@ -185,13 +184,13 @@ def _inputs(
 
 
 def _shape(tensor: dict[str, Any], index: int, expected: str) -> tuple[int, ...]:
+    """The declared shape where it is one that can be served: whole numbers of at least 1, fewer than 2^63 elements."""
     shape = tensor.get("shape")
-    if type(shape) is not list or not {int}.issuperset(map(type, shape)):
+    if type(shape) is not list or not _INTEGERS.issuperset(map(type, shape)):
         refuse("wrong_shape", f"shape must be a list of whole numbers, expected {expected}", "inputs", index, "shape")
-    if any(size < 1 for size in shape) or prod(shape) >= 2**63:
-        refuse(
-            "wrong_shape", f"{shape} is not a shape that can be served, expected {expected}", "inputs", index, "shape"
-        )
+    if (shape and min(shape) < 1) or prod(shape) >= 2**63:
+        message = f"{shape[:16]} is not a shape that can be served, expected {expected}"
+        refuse("wrong_shape", message, "inputs", index, "shape")
     return tuple(shape)
 
 

@@ -53,7 +53,7 @@ class Command(BaseCommand):
             sender.send_one()
             sender.report_truth(time.monotonic())
             # Poisson arrivals: the gaps of independent customers.
-            due = max(due + random.expovariate(options["rate"]), time.monotonic() - 1)  # noqa: S311 - traffic, no secret
+            due = max(due + random.expovariate(options["rate"]), time.monotonic() - 1)
             time.sleep(max(0.0, min(due, ends_at) - time.monotonic()))
         self.stdout.write(json.dumps({"sent": sender.sent, "failed": sender.failed, "truths": sender.truths}))
 

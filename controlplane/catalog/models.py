@@ -85,7 +85,8 @@ class ModelVersion(models.Model):
     golden_artifact = models.ForeignKey(Artifact, on_delete=models.PROTECT, related_name="+", null=True, blank=True)
     reference_artifact = models.ForeignKey(Artifact, on_delete=models.PROTECT, related_name="+", null=True, blank=True)
     reference_name = models.CharField(max_length=255, blank=True)
-    # sha256 over (model bytes, preprocessor, labels, activation, columns): what was asked, then what became of it.
+    reference_summary = models.JSONField(null=True, help_text="reference.ReferenceSummary as JSON")
+    # descriptions.Description.identity: the bytes and all that changes what the version answers, as it was asked.
     identity = models.CharField(max_length=64)
     task = models.CharField(max_length=30, blank=True)
     activation = models.CharField(max_length=10, blank=True)
@@ -118,7 +119,8 @@ class ModelVersion(models.Model):
             models.UniqueConstraint(fields=["model", "number"], name="version_number"),
             models.UniqueConstraint(
                 fields=["model", "identity"],
-                condition=~models.Q(state=VersionState.REJECTED),
+                # What was rejected or archived may be uploaded again, and becomes a new version.
+                condition=~models.Q(state__in=["rejected", "archived"]),
                 name="version_identity",
             ),
             models.CheckConstraint(condition=models.Q(state__in=VersionState.values), name="version_state_known"),

@@ -52,6 +52,7 @@ class Migration(migrations.Migration):
                 ('state', models.CharField(choices=[('uploaded', 'Uploaded'), ('validating', 'Validating'), ('ready', 'Ready'), ('rejected', 'Rejected'), ('archived', 'Archived')], default='uploaded', max_length=12)),
                 ('file_name', models.CharField(blank=True, help_text='as the uploader called it; shown, never used', max_length=255)),
                 ('reference_name', models.CharField(blank=True, max_length=255)),
+                ('reference_summary', models.JSONField(help_text='reference.ReferenceSummary as JSON', null=True)),
                 ('identity', models.CharField(max_length=64)),
                 ('task', models.CharField(blank=True, max_length=30)),
                 ('activation', models.CharField(blank=True, max_length=10)),
@@ -97,7 +98,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name='modelversion',
-            constraint=models.UniqueConstraint(condition=models.Q(('state', 'rejected'), _negated=True), fields=('model', 'identity'), name='version_identity'),
+            constraint=models.UniqueConstraint(condition=models.Q(('state__in', ['rejected', 'archived']), _negated=True), fields=('model', 'identity'), name='version_identity'),
         ),
         migrations.AddConstraint(
             model_name='modelversion',

@@ -97,6 +97,7 @@ TABLE: dict[str, ErrorKind] = {
     "unsupported_type": ErrorKind(422, "An input or output has a type that cannot be served."),
     "validation_failed": ErrorKind(422, "Validation ended by memory, time or a crash."),
     "load_failed": ErrorKind(422, "The runtime could not load the model."),
+    "bad_golden": ErrorKind(422, "The golden inputs cannot be read or do not fit the model."),
     "golden_mismatch": ErrorKind(422, "The golden inputs do not give the golden outputs."),
     "sample_failed": ErrorKind(422, "The model fails on the sample input."),
     "bad_name": ErrorKind(422, "The name is not allowed."),

@@ -11,7 +11,7 @@ import onnxruntime as ort
 from inference.contracts import Datatype, Signature, TensorSpec
 from inference.errors import InferenceError
 from inference.runtime.ort_errors import load_error, run_error
-from inference.runtime.tensors import NUMPY_DTYPES
+from inference.runtime.plans import NUMPY_DTYPES
 
 CPU = "CPUExecutionProvider"
 

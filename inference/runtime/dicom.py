@@ -25,7 +25,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, get_d
 
 from inference.errors import InferenceError
 from inference.runtime.codestreams import jpeg2000_size, jpeg_size
-from inference.runtime.pixels import Acquisition, check_size
+from inference.runtime.pixels import Acquisition, check_size, looks_cut_off
 
 # Values are checked here as far as they matter; a warning per odd date would only cost time.
 pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
@@ -181,6 +181,8 @@ def stored_pixels(dataset: Dataset) -> np.ndarray:
         raise InferenceError("unsupported_transfer_syntax", "The DICOM file's compressed data is corrupt.") from error
     if pixels.shape[:2] != (layout.rows, layout.columns):
         raise InferenceError("pixel_mismatch", "The decoded picture does not have the size the DICOM header says.")
+    if syntax == JPEG_BASELINE and looks_cut_off(pixels):
+        raise InferenceError("unsupported_transfer_syntax", "The DICOM file's compressed data ends too early.")
     return np.asarray(pixels)
 
 

@@ -23,7 +23,7 @@ from inference.errors import InferenceError
 from inference.runtime.codestreams import jpeg_end, png_end, png_size
 from inference.runtime.dicom import MALFORMED, is_dicom, is_headless_dicom, read_picture
 from inference.runtime.picture_child import call_child, killed_error
-from inference.runtime.pixels import Acquisition, PictureStats, check_size, out_of_scope, statistics
+from inference.runtime.pixels import Acquisition, PictureStats, check_size, looks_cut_off, out_of_scope, statistics
 from inference.runtime.preprocess import Pipeline
 from inference.runtime.sandbox import SandboxKilled
 
@@ -145,6 +145,8 @@ def open_picture(data: bytes, kind: Kind) -> Image.Image:
         if getattr(image, "n_frames", 1) > 1:
             raise InferenceError("unsupported_image", "The picture is animated or has several pages.")
         image.load()
+        if kind == "jpeg" and image.mode in ("L", "RGB") and looks_cut_off(np.asarray(image)):
+            raise InferenceError("corrupt_image", "The picture's data ends before its last rows.")
     except (*MALFORMED, SyntaxError) as error:
         raise InferenceError("corrupt_image") from error
     # Pillow reads a damaged EXIF block in several ways, all of them errors; the pixels are none the worse for it.

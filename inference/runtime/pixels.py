@@ -57,6 +57,15 @@ def check_size(width: int, height: int) -> None:
         )
 
 
+def looks_cut_off(pixels: np.ndarray) -> bool:
+    """Whether a decoded JPEG ends in what the decoder fills in where a scan stops early: exactly 128 to the last cell.
+
+    `pixels` is [rows, columns] or [rows, columns, channels] of 8 bits. libjpeg only warns of it, and Pillow swallows
+    the warning. A picture that is mid-grey all over is no sign.
+    """
+    return bool((pixels[-8:] == 128).all()) and not bool((pixels == 128).all())
+
+
 def statistics(image: Image.Image, sha256: str) -> PictureStats:
     """Size of the picture, mean and standard deviation of its grey values (0 to 255)."""
     # From the histogram: no float copy of a large picture.

@@ -16,7 +16,6 @@ from controlplane.deployments.shares import Percentage, live_shares, shadow_shar
 from controlplane.errors import DomainError
 from inference.contracts import Lane
 
-
 Shares = dict[str | int, Percentage]
 
 

@@ -135,7 +135,7 @@ class SpoolFile:
             for line in whole.split(b"\n"):
                 try:
                     chunk.records.append(_decoder.decode(line))
-                except (msgspec.MsgspecError, UnicodeDecodeError):
+                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                     chunk.broken += 1
         chunk.finished = dead and at_end
         return chunk

@@ -169,7 +169,7 @@ class Migration(migrations.Migration):
                 ('deployment_id', models.UUIDField(null=True)),
                 ('team_id', models.UUIDField()),
                 ('client_id', models.CharField(blank=True, max_length=128)),
-                ('number', models.PositiveIntegerField(default=1, help_text='1 for the first word on a prediction, 2 for its revision')),
+                ('number', models.PositiveIntegerField(default=1, help_text='1, then 2 for its first revision')),
                 ('latest', models.BooleanField(default=True)),
                 ('state', models.CharField(choices=[('pending', 'Waiting for its prediction'), ('counted', 'Counted'), ('rejected', 'Rejected when its prediction arrived')], max_length=10)),
                 ('code', models.CharField(blank=True, help_text='why it was rejected', max_length=40)),

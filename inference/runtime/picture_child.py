@@ -12,12 +12,12 @@ _CPU_S = 2.0
 _CPU_S_MORE = 0.5
 _WALL_S = 15.0
 _MEMORY_BYTES = 2 * 1024**3
-_CHILDREN = max(2, os.cpu_count() or 1)
+CHILDREN = max(2, os.cpu_count() or 1)
 
 _sandbox = Sandbox(preload=("inference.runtime.pictures", "inference.runtime.deidentify"))
-_slots = threading.BoundedSemaphore(_CHILDREN)
+_slots = threading.BoundedSemaphore(CHILDREN)
 # A child forked while a thread held a slot would wait for it for ever.
-os.register_at_fork(after_in_child=lambda: globals().__setitem__("_slots", threading.BoundedSemaphore(_CHILDREN)))
+os.register_at_fork(after_in_child=lambda: globals().__setitem__("_slots", threading.BoundedSemaphore(CHILDREN)))
 atexit.register(_sandbox.close)
 
 

@@ -7,9 +7,11 @@ it is ever guessed. Decoding happens in throw-away children with caps on pixels,
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Literal
@@ -22,7 +24,7 @@ from inference.contracts import VersionRoute
 from inference.errors import InferenceError
 from inference.runtime.codestreams import jpeg_end, png_end, png_size
 from inference.runtime.dicom import MALFORMED, is_dicom, is_headless_dicom, read_picture
-from inference.runtime.picture_child import call_child, killed_error
+from inference.runtime.picture_child import CHILDREN, call_child, killed_error
 from inference.runtime.pixels import Acquisition, PictureStats, check_size, looks_cut_off, out_of_scope, statistics
 from inference.runtime.preprocess import Pipeline
 from inference.runtime.sandbox import SandboxKilled
@@ -111,7 +113,12 @@ def decode_each(pictures: Sequence[bytes], version: VersionRoute) -> list[Decode
     if version.preprocessor is None:
         raise InferenceError("bad_preprocessor", "This version has no preprocessor, so it takes tensors, not pictures.")
     Pipeline.from_config(version.preprocessor)
-    return [one for group in _groups(pictures) for one in _decode_group(group, version.preprocessor)]
+    groups = list(_groups(pictures))
+    decode = functools.partial(_decode_group, config=version.preprocessor)
+    if len(groups) <= 1:
+        return [one for group in groups for one in decode(group)]
+    with ThreadPoolExecutor(min(CHILDREN, len(groups))) as threads:
+        return list(itertools.chain.from_iterable(threads.map(decode, groups)))
 
 
 def sniff(data: bytes) -> Kind:
@@ -196,24 +203,23 @@ def _decode_one(data: bytes, pipeline: Pipeline, config: dict[str, Any]) -> _Ans
     )
 
 
-def _decode_group(pictures: list[bytes], config: dict[str, Any]) -> Iterator[DecodedPicture | InferenceError]:
+def _decode_group(pictures: list[bytes], config: dict[str, Any]) -> list[DecodedPicture | InferenceError]:
     argument = msgspec.msgpack.encode(_Request(config, pictures))
     try:
         output = call_child("inference.runtime.pictures:decode_in_child", argument, pictures=len(pictures))
     except SandboxKilled as killed:
         if len(pictures) == 1:
-            yield killed_error(killed, dicom=is_dicom(pictures[0]))
-            return
+            return [killed_error(killed, dicom=is_dicom(pictures[0]))]
         # Only the one that did it shall pay.
-        for picture in pictures:
-            yield from _decode_group([picture], config)
-        return
-    for answer in msgspec.msgpack.decode(output, type=list[_Answer]):
-        if answer.stats is None:
-            yield InferenceError(answer.code, answer.message)
-        else:
-            tensor = np.frombuffer(answer.tensor, np.float32).reshape(answer.shape)
-            yield DecodedPicture(tensor, answer.stats, answer.warnings)
+        return [one for picture in pictures for one in _decode_group([picture], config)]
+    return [_decoded(answer) for answer in msgspec.msgpack.decode(output, type=list[_Answer])]
+
+
+def _decoded(answer: _Answer) -> DecodedPicture | InferenceError:
+    if answer.stats is None:
+        return InferenceError(answer.code, answer.message)
+    tensor = np.frombuffer(answer.tensor, np.float32).reshape(answer.shape)
+    return DecodedPicture(tensor, answer.stats, answer.warnings)
 
 
 def _groups(pictures: Sequence[bytes]) -> Iterator[list[bytes]]:

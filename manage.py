@@ -12,6 +12,12 @@ if not (3, 11) <= sys.version_info[:2] <= (3, 12):
     )
 
 
+try:
+    import django  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit("Signalbox's packages are not installed in this Python: type make run, or use .venv/bin/python manage.py.")
+
+
 def main() -> int:
     """Runs the command named by the arguments; returns the exit status."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "controlplane.settings")

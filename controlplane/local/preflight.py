@@ -81,15 +81,13 @@ def _why_not_bound(host: str, port: int, error: OSError) -> str:
 
 
 def check_database(url: str) -> None:
-    """The configured PostgreSQL answers and is new enough."""
+    """The PostgreSQL at `url` answers and is new enough."""
     try:
         with psycopg.connect(url, connect_timeout=5) as connection:
             version = connection.info.server_version
     except psycopg.Error as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
-        raise CannotStart(
-            f"DATABASE_URL cannot be used ({reason}): mend it, or unset it for the embedded PostgreSQL."
-        ) from None
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise CannotStart(f"PostgreSQL cannot be used ({reason}): start it, mend DATABASE_URL, or unset it.") from None
     if version < 160000:
         raise CannotStart(
             f"DATABASE_URL leads to PostgreSQL {version // 10000} and 16 is the oldest that will do: upgrade it, "
@@ -98,11 +96,11 @@ def check_database(url: str) -> None:
 
 
 def check_redis(url: str) -> None:
-    """The configured Redis answers."""
+    """The Redis at `url` answers."""
     # kombu and redis-py write a Unix socket's address differently.
     address = url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=", 1)
     try:
         with redis.Redis.from_url(address, socket_timeout=5, socket_connect_timeout=5) as client:
             client.ping()
     except (redis.RedisError, ValueError, OSError) as error:
-        raise CannotStart(f"REDIS_URL cannot be used ({error}): mend it, or unset it for the embedded Redis.") from None
+        raise CannotStart(f"Redis cannot be used ({error}): start it, mend REDIS_URL, or unset it.") from None

@@ -115,18 +115,18 @@ class Runner:
         """PostgreSQL and Redis, embedded where none is configured; their addresses for all other parts."""
         database_url = environment.text("DATABASE_URL")
         redis_url = environment.text("REDIS_URL")
+        if redis_url:
+            preflight.check_redis(redis_url)
+        if database_url:
+            preflight.check_database(database_url)
         broker = None if redis_url else self._start_redis()
         postgres = None if database_url else self._start_postgres()
         if broker is not None:
             self._await(broker.is_ready, "redis")
             redis_url = broker.url
-        else:
-            preflight.check_redis(redis_url)
         if postgres is not None:
             self._await(postgres.is_ready, "postgres")
             database_url = postgres.ensure_database()
-        else:
-            preflight.check_database(database_url)
         # Commands that know the home alone find the stores here.
         self._home.write_private(self._home.run / "database-url", database_url + "\n")
         self._home.write_private(self._home.run / "redis-url", redis_url + "\n")

@@ -106,36 +106,32 @@ class Supervisor:
         self.state: dict[str, object] = {"state": "starting"}
         self._clock = clock
         self._children: dict[str, Child] = {}
-        self._selector = selectors.DefaultSelector()
-        self._wake, self._waker = socket.socketpair()
         self._console_open = True
         # While some parts are being ended on purpose, nobody is started again.
         self._holding = False
 
     def __enter__(self) -> "Supervisor":
-        self._lock = self._take_lock()
-        for end in (self._wake, self._waker):
-            end.setblocking(False)
-        self._selector.register(self._wake, selectors.EVENT_READ, None)
-        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        try:
+        with contextlib.ExitStack() as undo:
+            self._lock = undo.enter_context(self._take_lock())
+            self._selector = undo.enter_context(selectors.DefaultSelector())
+            # Signals wake the selector by way of this pair.
+            self._wake, waker = (undo.enter_context(end) for end in socket.socketpair())
+            for end in (self._wake, waker):
+                end.setblocking(False)
+            self._selector.register(self._wake, selectors.EVENT_READ, None)
+            signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+            undo.callback(signal.set_wakeup_fd, -1)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, self._on_signal)
+            signal.signal(signal.SIGCHLD, lambda number, frame: None)
             self._end_leftovers()
             self._publish()
-        except BaseException:
-            self._lock.close()
-            raise
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *details: object) -> None:
-        try:
+        with self._undo:
             self.stop()
-        finally:
-            signal.set_wakeup_fd(-1)
-            self._selector.close()
-            self._lock.close()
 
     # Starting and waiting
 

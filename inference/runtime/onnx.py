@@ -139,6 +139,8 @@ def load_model(data: bytes, *, threads: int = 1, providers: Sequence[str] = (CPU
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     # Weights are held beside the arena, whose blocks double as they grow.
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    # Without VNNI the fast 8-bit kernels saturate: an INT8 X-ray model's scores moved by up to 0.36 between processors.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     available = ort.get_available_providers()
     chosen = [provider for provider in providers if provider in available] or [CPU]
     try:

@@ -41,6 +41,7 @@ class SpoolWriter:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._fd = -1
         self._size = 0
+        self.total_bytes = 0
         self._open()
 
     def append(self, record: SpoolRecord) -> None:
@@ -60,6 +61,7 @@ class SpoolWriter:
                 os.ftruncate(self._fd, self._size)
             raise InferenceError("storage_full", headers={"Retry-After": "5"})
         self._size += written
+        self.total_bytes += written
         if self._size >= self._rotate_bytes:
             self.rotate()
 

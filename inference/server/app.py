@@ -1,0 +1,230 @@
+"""The ASGI application of a data-plane process: what answers which path, and what lives as long as the process."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+from time import time
+
+from inference.errors import InferenceError
+from inference.registry import ArtifactStore, Registry
+from inference.routing import uuid7
+from inference.runtime.onnx import load_model
+from inference.server.addresses import PREDICTIONS, Address, Addresses, Kind, is_ours
+from inference.server.admission import Admission, RateLimits
+from inference.server.asking import Ask, Retries
+from inference.server.documents import Follower
+from inference.server.held import Holder
+from inference.server.jobs import JobLane
+from inference.server.metrics import Metrics, render
+from inference.server.pictures import PictureRoom
+from inference.server.predict import Predictor, find_deployment
+from inference.server.protocols import v1, v2
+from inference.server.refusals import Refusals
+from inference.server.replies import JSON, Receive, Scope, Send, refuse_unread, reply, reply_error
+from inference.server.settings import Settings
+from inference.server.shadows import Shadows
+from inference.server.upstream import Upstream
+from inference.snapshot import derive_secret
+from inference.spool import SpoolWriter
+
+_log = logging.getLogger(__name__)
+
+_DRAIN_S = 10.0
+_TICK_S = 1.0
+_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+_FORWARDING = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
+
+
+class App:
+    """One process's parts, made inside its event loop; `running` is their life."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._addresses = Addresses()
+        self.holder = Holder()
+        self.metrics = Metrics(settings.run / "metrics")
+        self.spool = SpoolWriter(settings.spool)
+        self.registry = Registry(ArtifactStore(settings.artifacts), load_model)
+        self.admission = Admission()
+        self.refusals = Refusals(self.spool)
+        self._limits = RateLimits(settings.run / "rate-limits")
+        self._pictures = PictureRoom()
+        self._shadows = Shadows(self.spool, self.metrics, self._pictures)
+        self._upstream = Upstream(settings.upstream, settings) if settings.upstream is not None else None
+        self._predict = Predictor(
+            holder=self.holder,
+            admission=self.admission,
+            limits=self._limits,
+            spool=self.spool,
+            metrics=self.metrics,
+            refusals=self.refusals,
+            retries=Retries(),
+            shadows=self._shadows,
+            pictures=self._pictures,
+            jobs=JobLane(self._upstream),
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Follow the documents until the end; then let copies finish, and leave files that others can read."""
+        follower = Follower(
+            database_url=self._settings.database_url,
+            secret=derive_secret(self._settings.secret_key),
+            home=self._settings.home,
+            holder=self.holder,
+            registry=self.registry,
+            metrics=self.metrics,
+        )
+        tasks = [asyncio.create_task(follower.run()), asyncio.create_task(self._tick())]
+        for task in tasks:
+            task.add_done_callback(self._ended)
+        try:
+            yield
+        finally:
+            self.holder.ready = False
+            self.admission.stopping = True
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_DRAIN_S):
+                    await self._shadows.drain()
+            await follower.leave()
+            self.close()
+            if self._upstream is not None:
+                await self._upstream.close()
+
+    def close(self) -> None:
+        """Release files and threads."""
+        self.refusals.flush()
+        self.spool.close()
+        self.metrics.close()
+        self._limits.close()
+        self._pictures.close()
+        self.registry.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        raw_path: bytes = scope["raw_path"]
+        if not is_ours(raw_path):
+            if self._upstream is not None:
+                await self._upstream(scope, receive, send)
+            else:
+                await self._refuse(scope, receive, send, InferenceError("not_found"))
+            return
+        address = self._addresses.find(raw_path)
+        if address is None:
+            await self._refuse(scope, receive, send, InferenceError("not_found", "There is no such address."))
+        elif scope["method"] not in address.methods:
+            allow = {"Allow": ", ".join(address.methods)}
+            await self._refuse(scope, receive, send, InferenceError("method_not_allowed", headers=allow))
+        elif address.kind in PREDICTIONS:
+            await self._predict(scope, receive, send, address)
+        else:
+            try:
+                await self._describe(scope, send, address)
+            except InferenceError as error:
+                await self._refuse(scope, receive, send, error)
+
+    @staticmethod
+    async def _refuse(scope: Scope, receive: Receive, send: Send, error: InferenceError) -> None:
+        await refuse_unread(receive, send, error, uuid7(), dict(scope["headers"]))
+
+    async def _describe(self, scope: Scope, send: Send, address: Address) -> None:
+        """Everything that is asked with GET. Raises InferenceError."""
+        match address.kind:
+            case Kind.LIVE:
+                await reply(send, 200, [(b"content-type", JSON)], b'{"live":true}')
+            case Kind.READY | Kind.PING:
+                ready = self.holder.ready and not self.admission.stopping
+                body = b'{"ready":true}' if ready else b'{"ready":false}'
+                await reply(send, 200 if ready else 503, [(b"content-type", JSON)], body)
+            case Kind.METRICS:
+                self._allow_metrics(scope)
+                await reply(send, 200, [(b"content-type", _TEXT)], render(self.metrics.folder))
+            case _:
+                ask = Ask(scope, address, asyncio.get_running_loop().time())
+                try:
+                    body = self._document(ask)
+                except InferenceError as error:
+                    await reply_error(send, error, ask.request_id)
+                    return
+                headers = [(b"content-type", JSON), (b"x-request-id", ask.request_id.encode())]
+                await reply(send, 200, headers, body)
+
+    def _document(self, ask: Ask) -> bytes:
+        """What is told of the server, a deployment or a version."""
+        caller = self.holder.access.find(ask.headers.get(b"authorization"))
+        caller.require_valid(ask.at)
+        if not caller.may_read:
+            raise InferenceError("forbidden", "The key has neither the scope predict nor read.")
+        address = ask.address
+        if address.kind is Kind.V2_SERVER:
+            return v2.server_metadata()
+        deployment = find_deployment(self.holder.routes, caller, ask)
+        number = address.number
+        if address.label is not None:
+            number = deployment.labelled(address.label)
+        ready = deployment.ready_numbers()
+        if address.kind is Kind.V1_STATUS:
+            return v1.status(deployment.route, ready, number)
+        if number is None:
+            # Of an unnamed version the one with most of the traffic speaks for the deployment.
+            live = max(deployment.route.live, key=lambda share: share.basis_points, default=None)
+            if live is None:
+                raise InferenceError("no_active_version", headers={"Retry-After": "1"})
+            number = live.number
+        version = deployment.version(number)
+        if address.kind is Kind.V2_MODEL_READY:
+            if number not in ready:
+                raise InferenceError("version_not_ready", headers={"Retry-After": "1"})
+            return b'{"ready":true}'
+        protocol = v1 if address.kind is Kind.V1_METADATA else v2
+        document: bytes = protocol.metadata(deployment.route, version.route)
+        return document
+
+    def _allow_metrics(self, scope: Scope) -> None:
+        """A key with `read`, or a caller on this very machine where nothing stands in front. Raises InferenceError."""
+        headers = dict(scope["headers"])
+        peer = scope["client"][0] if scope.get("client") else ""
+        if (
+            b"authorization" not in headers
+            and not self._settings.public_url
+            and not any(name in headers for name in _FORWARDING)
+            and _is_loopback(peer)
+        ):
+            return
+        caller = self.holder.access.find(headers.get(b"authorization"))
+        caller.require_valid(time())
+        if not self.holder.access.may_read_metrics(caller):
+            raise InferenceError("forbidden", "Metrics need a key with the scope read.")
+
+    async def _tick(self) -> None:
+        """Once a second: the refusals of the second, and the figures that are not events."""
+        in_flight = self.metrics.counter("signalbox_in_flight")
+        spooled = self.metrics.counter("signalbox_spool_bytes_total")
+        access = self.metrics.counter("signalbox_access_generation")
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self.refusals.flush()
+            in_flight.set(self.admission.calls)
+            spooled.set(self.spool.total_bytes)
+            access.set(self.holder.access.generation)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """A task of the process's life that ends by itself is a fault: it is told, and the process no longer ready."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.holder.ready = False
+            self.admission.stopping = True
+            _log.critical("a background task ended", exc_info=error)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,59 @@
+"""Bounds on a connection that uvicorn does not set: how large a request's head may be, and how slowly it may come."""
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES = 64 * 1024
+HEAD_S = 20.0
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, ended where a head grows past 64 kB or is not complete after 20 s."""
+
+    _head_bytes = 0
+    _in_head = False
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            # Only a head that comes in pieces is counted: one that fits a single read is within bounds.
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._end()
+                return
+        super().data_received(data)
+        if self._in_head and self._head_timer is None and self.transport is not None:
+            self._arm()
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if self._head_timer is not None:
+            self._disarm()
+        super().on_headers_complete()
+
+    def _arm(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_S, self._end)
+
+    def _disarm(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _end(self) -> None:
+        self._disarm()
+        if not self.transport.is_closing():
+            self.send_400_response("The request's head is too large or too slow.")

@@ -1,0 +1,99 @@
+"""The routes document as the hot path wants it: looked up by name, models bound, header bytes and cells ready."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from inference.contracts import Access, DeploymentRoute, Routes, VersionRoute
+from inference.errors import InferenceError
+from inference.registry import LoadedModel, Registry
+from inference.routing import Split
+from inference.server.auth import AccessTable
+from inference.server.metrics import Counter, Histogram, Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class HeldVersion:
+    """A version of a deployment; `model` is None while it is not loaded here, and for job lanes."""
+
+    route: VersionRoute
+    model: LoadedModel | None
+    number_header: bytes
+    calls: Counter
+    rows: Counter
+    seconds: Histogram
+    compute_seconds: Histogram
+
+    def loaded(self) -> LoadedModel:
+        """The model. Raises InferenceError version_not_ready."""
+        if self.model is None:
+            raise InferenceError("version_not_ready", headers={"Retry-After": "1"})
+        return self.model
+
+
+@dataclass(frozen=True, slots=True)
+class HeldDeployment:
+    """One deployment at one split revision."""
+
+    route: DeploymentRoute
+    split: Split
+    versions: dict[int, HeldVersion]
+    revision_header: bytes
+
+    def version(self, number: int) -> HeldVersion:
+        """A version by its number. Raises InferenceError not_found."""
+        version = self.versions.get(number)
+        if version is None:
+            raise InferenceError("not_found", f"{self.route.name} has no version {number}.")
+        return version
+
+    def labelled(self, label: str) -> int:
+        """The number that a label stands for. Raises InferenceError not_found."""
+        number = self.route.labels.get(label)
+        if number is None:
+            raise InferenceError("not_found", f"{self.route.name} has no version with this label.")
+        return number
+
+    def ready_numbers(self) -> Collection[int]:
+        """Versions that would answer now; of a job lane all, as the workers load them when asked."""
+        return {n for n, version in self.versions.items() if version.model is not None or self.route.lane == "job"}
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRoutes:
+    """The routes of one generation. Immutable: a change is another object, calls in flight keep theirs."""
+
+    generation: int
+    deployments: dict[str, HeldDeployment] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, routes: Routes, registry: Registry, metrics: Metrics) -> "HeldRoutes":
+        return cls(
+            routes.generation, {route.name: _deployment(route, registry, metrics) for route in routes.deployments}
+        )
+
+
+def _deployment(route: DeploymentRoute, registry: Registry, metrics: Metrics) -> HeldDeployment:
+    versions = {number: _version(route, version, registry, metrics) for number, version in route.versions.items()}
+    return HeldDeployment(route, Split.of(route), versions, b"%d" % route.revision)
+
+
+def _version(route: DeploymentRoute, version: VersionRoute, registry: Registry, metrics: Metrics) -> HeldVersion:
+    name, number = route.name, version.number
+    return HeldVersion(
+        route=version,
+        model=registry.get(version.artifact_sha256),
+        number_header=b"%d" % number,
+        calls=metrics.counter("signalbox_calls_total", deployment=name, version=number, code="ok"),
+        rows=metrics.counter("signalbox_rows_total", deployment=name, version=number),
+        seconds=metrics.histogram("signalbox_predict_seconds", deployment=name, version=number),
+        compute_seconds=metrics.histogram("signalbox_predict_compute_seconds", deployment=name, version=number),
+    )
+
+
+class Holder:
+    """What this process holds now: two references, each swapped whole. `ready` once the latest routes are held."""
+
+    def __init__(self) -> None:
+        self.access = AccessTable(Access(generation=0))
+        self.routes = HeldRoutes(0)
+        self.ready = False

@@ -1,0 +1,231 @@
+"""The hot path: one prediction call from its first header to its answer, on one screen in `Predictor.answer`."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from time import perf_counter
+from types import ModuleType
+
+from inference import capture
+from inference.batching import Answer
+from inference.contracts import Lane, SpoolRecord
+from inference.errors import InferenceError
+from inference.registry import cells_of
+from inference.routing import bucket
+from inference.server.addresses import Address, Kind
+from inference.server.admission import Admission, RateLimits
+from inference.server.asking import Ask, Retries
+from inference.server.auth import Caller
+from inference.server.held import HeldDeployment, HeldRoutes, HeldVersion, Holder
+from inference.server.jobs import JobLane
+from inference.server.metrics import Metrics
+from inference.server.pictures import PictureRoom
+from inference.server.protocols import Call, sagemaker, v1, v2
+from inference.server.refusals import Refusals
+from inference.server.replies import (
+    ClientGoneError,
+    HeaderList,
+    Receive,
+    Scope,
+    Send,
+    read_body,
+    refuse_unread,
+    reply,
+    reply_error,
+    unless_gone,
+)
+from inference.server.shadows import Shadows
+from inference.spool import SpoolWriter
+
+_log = logging.getLogger(__name__)
+
+PROTOCOLS: dict[Kind, ModuleType] = {Kind.V1_PREDICT: v1, Kind.V2_INFER: v2, Kind.INVOCATIONS: sagemaker}
+
+
+@dataclass(slots=True)
+class Predictor:
+    """Answers prediction calls of this process with what `holder` holds."""
+
+    holder: Holder
+    admission: Admission
+    limits: RateLimits
+    spool: SpoolWriter
+    metrics: Metrics
+    refusals: Refusals
+    retries: Retries
+    shadows: Shadows
+    pictures: PictureRoom
+    jobs: JobLane
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, address: Address) -> None:
+        ask = Ask(scope, address, asyncio.get_running_loop().time())
+        entered = False
+        try:
+            self.admission.enter()
+            entered = True
+            await self.answer(ask, receive, send)
+        except InferenceError as error:
+            await self._refuse(ask, error, receive, send)
+        except ClientGoneError:
+            self._count(ask, "client_gone")
+        except Exception:  # boundary: a fault of ours is one line in the log and a 500 that names it
+            _log.exception("prediction failed: request %s", ask.request_id)
+            await self._refuse(ask, InferenceError("internal"), receive, send)
+        finally:
+            if entered:
+                self.admission.leave(ask.held_bytes)
+
+    async def answer(self, ask: Ask, receive: Receive, send: Send) -> None:
+        """Authenticate, admit, read, route, decode, infer, encode, spool, send. Raises InferenceError."""
+        caller = ask.caller = self.holder.access.find(ask.headers.get(b"authorization"))
+        caller.require_valid(ask.at)
+        routes = self.holder.routes
+        deployment = ask.deployment = find_deployment(routes, caller, ask)
+        require_rights(caller, ask)
+        allowance = self.limits.take(caller)
+        ask.read_headers()
+        route = deployment.route
+
+        def hold(amount: int) -> None:
+            self.admission.hold(amount)
+            ask.held_bytes += amount
+
+        body = await read_body(receive, ask.headers, route.max_body_bytes, ask.deadline, hold)
+        ask.unread = False
+
+        key = ask.routing_key
+        version = ask.version = choose_version(deployment, ask.address, key)
+        protocol = PROTOCOLS[ask.address.kind]
+        call: Call = protocol.decode(body, ask.headers, route, version.route)
+        if call.rows > route.max_rows:
+            raise InferenceError("batch_too_large", f"The call has {call.rows} rows; at most {route.max_rows} go.")
+        ask.set_client_id(call.client_id)
+        if route.lane is Lane.JOB:
+            await self.jobs.answer(ask, deployment, version, protocol, call, body, receive, send)
+            return
+
+        record = ask.record()
+        answer = await self._infer(ask, call, deployment, version, record, receive)
+
+        # Encoded before it is spooled: what cannot be encoded is a refusal, and would else stand twice in the log.
+        content_type, extra, content = protocol.encode(call, answer.outputs, route, version.route, ask.id)
+        record.routes_generation = routes.generation
+        record.retry_of = self.retries.first_of(ask, route.id, body)
+        record.rows = call.rows
+        record.queue_ms = answer.queue_s * 1000
+        record.compute_ms = answer.compute_s * 1000
+        capture.fill(record, version.route, route.capture, call.inputs, answer.outputs)
+        seconds = perf_counter() - ask.started
+        record.total_ms = seconds * 1000
+        self.spool.append(record)
+
+        headers: HeaderList = [
+            (b"content-type", content_type),
+            (b"x-prediction-id", ask.id.encode()),
+            (b"x-model-version", version.number_header),
+            (b"x-split-revision", deployment.revision_header),
+            (b"x-request-id", ask.request_id.encode()),
+            *extra,
+        ]
+        if ask.client_id:
+            headers.append((b"x-client-id", ask.client_id.encode()))
+        if allowance is not None:
+            headers += allowance.headers
+        version.calls.add()
+        version.rows.add(call.rows)
+        version.seconds.observe(seconds)
+        version.compute_seconds.observe(answer.compute_s)
+        await reply(send, 200, headers, content)
+        if deployment.split.shadow:
+            self.shadows.start(ask, deployment, version, key, protocol, call, body)
+
+    async def _infer(
+        self,
+        ask: Ask,
+        call: Call,
+        deployment: HeldDeployment,
+        version: HeldVersion,
+        record: SpoolRecord,
+        receive: Receive,
+    ) -> Answer:
+        """The outputs for a decoded call. Pictures are decoded into `call.inputs`, their statistics into `record`."""
+        model = version.loaded()
+        if asyncio.get_running_loop().time() >= ask.deadline:
+            raise InferenceError("deadline_exceeded")
+        if call.pictures:
+            work = self.pictures.decode(call.pictures, version.route, ask.deadline)
+            decoded = await unless_gone(receive, work)
+            call.inputs = {version.route.signature.inputs[0].name: decoded.tensor}
+            record.pictures = decoded.stats
+            record.warnings = decoded.warnings
+        lane = record.lane = model.lane(deployment.route.lane, cells_of(call.inputs))
+        if lane is Lane.INLINE:
+            return model.run_inline(call.inputs)
+        return await unless_gone(receive, model.batcher.submit(call.inputs, call.rows, ask.deadline))
+
+    async def _refuse(self, ask: Ask, error: InferenceError, receive: Receive, send: Send) -> None:
+        self._count(ask, error.code)
+        self.refusals.note(ask.refusal(error))
+        if ask.unread:
+            await refuse_unread(receive, send, error, ask.request_id, ask.headers)
+        else:
+            await reply_error(send, error, ask.request_id)
+
+    def _count(self, ask: Ask, code: str) -> None:
+        name = ask.deployment.route.name if ask.deployment is not None else ""
+        number = ask.version.route.number if ask.version is not None else ""
+        self.metrics.counter("signalbox_calls_total", deployment=name, version=number, code=code).add()
+
+
+def find_deployment(routes: HeldRoutes, caller: Caller, ask: Ask) -> HeldDeployment:
+    """The deployment of the address. Raises not_found for what the key cannot reach, gone for a retired one."""
+    if ask.address.kind is Kind.INVOCATIONS:
+        return _invoked(routes, caller, ask)
+    deployment = routes.deployments.get(ask.address.deployment)
+    if deployment is None or not caller.reaches(deployment.route):
+        raise InferenceError("not_found", "There is no such deployment.")
+    if deployment.route.retired:
+        raise InferenceError("gone", f"The deployment {deployment.route.name} was retired.")
+    return deployment
+
+
+def _invoked(routes: HeldRoutes, caller: Caller, ask: Ask) -> HeldDeployment:
+    """SageMaker's address names no deployment: it is in a header, or the only one that the key reaches."""
+    target = ask.headers.get(b"x-amzn-sagemaker-target-model")
+    reached = [d for d in routes.deployments.values() if caller.reaches(d.route)]
+    if target is not None:
+        name = target.decode("utf-8", "replace")
+        reached = [deployment for deployment in reached if deployment.route.name == name]
+    else:
+        reached = [deployment for deployment in reached if not deployment.route.retired]
+    if not reached:
+        raise InferenceError("not_found", "There is no such deployment.")
+    if len(reached) > 1:
+        raise InferenceError(
+            "bad_request", "The key reaches several deployments: name one in X-Amzn-SageMaker-Target-Model."
+        )
+    if reached[0].route.retired:
+        raise InferenceError("gone", f"The deployment {reached[0].route.name} was retired.")
+    return reached[0]
+
+
+def require_rights(caller: Caller, ask: Ask) -> None:
+    """Raise forbidden where the key may not predict, or not choose the version itself."""
+    if not caller.may_predict:
+        raise InferenceError("forbidden", "The key does not have the scope predict.")
+    if ask.pinned and not caller.may_pin:
+        raise InferenceError("forbidden", "A version in the address needs a key with the scope pin.")
+
+
+def choose_version(deployment: HeldDeployment, address: Address, key: str) -> HeldVersion:
+    """The pinned version, or the one that the split gives this key.
+
+    Raises InferenceError not_found, no_active_version or version_not_ready.
+    """
+    if address.number is not None:
+        return deployment.version(address.number)
+    if address.label is not None:
+        return deployment.version(deployment.labelled(address.label))
+    split = deployment.split
+    number = split.choose(bucket(split.salt, key)) if len(split.numbers) != 1 else split.numbers[0]
+    return deployment.version(number)

@@ -1,0 +1,65 @@
+"""One serving process: uvicorn on the socket that its parent bound."""
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+import uvloop
+
+from inference.server.app import App
+from inference.server.connection import BoundedHttpProtocol
+from inference.server.settings import BadSettingError, Settings
+
+_KEEP_ALIVE_S = 75
+_DRAIN_S = 10
+_PR_SET_PDEATHSIG = 1
+
+
+def serve(settings: Settings, fd: int, parent: int) -> int:
+    """Serve until SIGTERM, then drain for at most 10 s. Returns the exit code."""
+    _die_with(parent)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    listener = socket.socket(fileno=fd)
+    listener.setblocking(False)
+    if not settings.database_url:
+        raise BadSettingError("DATABASE_URL is not set: give the control plane's, where routes and keys are published.")
+    uvloop.run(_serve(settings, listener))
+    return 0
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> None:
+    app = App(settings)
+    config = uvicorn.Config(
+        app,
+        http=BoundedHttpProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_DRAIN_S,
+        backlog=2048,
+    )
+    server = uvicorn.Server(config)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    # Before and after uvicorn's own handlers: it raises the signal again at its end, when there is still to tidy up.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    async with app.running():
+        await server.serve(sockets=[listener])
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel send SIGTERM when the parent is gone, however it ended."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)

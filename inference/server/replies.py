@@ -1,0 +1,177 @@
+"""Answers on the wire: the start and the body of a response, the error body, and bodies read within bounds."""
+
+import asyncio
+import contextlib
+import zlib
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any, TypeVar
+
+import orjson
+
+from inference.errors import ErrorBody, InferenceError
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+HeaderList = list[tuple[bytes, bytes]]
+Result = TypeVar("Result")
+
+JSON = b"application/json"
+# A caller that was refused mid-body is listened to for so long, so that the refusal reaches it before the reset.
+_LINGER_S = 1.0
+_LINGER_BYTES = 16 * 1024 * 1024
+# An unread rest of a body up to here is cheaper to skip than a new connection.
+_SKIP_BYTES = 64 * 1024
+
+
+class ClientGoneError(Exception):
+    """The caller hung up; nobody reads an answer."""
+
+
+async def reply(send: Send, status: int, headers: HeaderList, body: bytes) -> None:
+    """Send a whole response; `headers` hold the content type, the length is added here."""
+    headers.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def error_body(error: InferenceError, request_id: str, job: str = "") -> bytes:
+    """The data plane's error body."""
+    body = ErrorBody(
+        error=error.message,
+        code=error.code,
+        errors=error.errors,
+        retryable=error.retryable,
+        request_id=request_id,
+    )
+    if job:
+        body["job"] = job
+    return orjson.dumps(body)
+
+
+async def reply_error(send: Send, error: InferenceError, request_id: str, *, job: str = "") -> None:
+    """Send an error with its headers."""
+    await reply(send, error.status, error_headers(error, request_id), error_body(error, request_id, job))
+
+
+def error_headers(error: InferenceError, request_id: str) -> HeaderList:
+    headers = [(b"content-type", JSON), (b"x-request-id", request_id.encode())]
+    headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in error.headers.items()]
+    return headers
+
+
+async def refuse_unread(
+    receive: Receive, send: Send, error: InferenceError, request_id: str, headers: dict[bytes, bytes]
+) -> None:
+    """Send an error while some of the request's body is unread.
+
+    A short declared rest is left to the server to skip. Otherwise the connection ends, and what the caller still
+    sends is read for a moment: closing with unread bytes resets the connection and can swallow the answer.
+    """
+    declared = headers.get(b"content-length", b"")
+    bodiless = not declared and b"transfer-encoding" not in headers
+    short = declared.isdigit() and int(declared) <= _SKIP_BYTES and b"expect" not in headers
+    if bodiless or short:
+        await reply_error(send, error, request_id)
+        return
+    body = error_body(error, request_id)
+    lines = [*error_headers(error, request_id), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": error.status, "headers": lines})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    if b"expect" not in headers:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                await _skip(receive)
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _skip(receive: Receive) -> None:
+    skipped = 0
+    while skipped < _LINGER_BYTES:
+        message = await receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            return
+        skipped += len(message.get("body", b""))
+
+
+async def read_body(
+    receive: Receive, headers: dict[bytes, bytes], cap: int, deadline: float, hold: Callable[[int], None]
+) -> bytes:
+    """The whole body, decompressed. `deadline` is the loop's clock; `hold` is told of bytes before they are kept.
+
+    Raises InferenceError: too_large past `cap` bytes (before or after decompression), deadline_exceeded when the body
+    does not arrive in time, unsupported_media_type for an unknown Content-Encoding, bad_request for broken gzip.
+    Raises ClientGoneError.
+    """
+    encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+    if encoding not in (b"identity", b"gzip", b"x-gzip"):
+        raise InferenceError("unsupported_media_type", "The Content-Encoding is not supported: send gzip or none.")
+    declared = headers.get(b"content-length")
+    if declared is not None and int(declared) > cap:
+        raise _too_large(cap)
+    try:
+        async with asyncio.timeout_at(deadline):
+            body = await _whole(receive, cap, hold)
+    except TimeoutError:
+        raise InferenceError("deadline_exceeded", "The body did not arrive before the deadline.") from None
+    if encoding != b"identity" and body:
+        body = _inflated(body, cap)
+        hold(len(body))
+    return body
+
+
+async def _whole(receive: Receive, cap: int, hold: Callable[[int], None]) -> bytes:
+    message = await receive()
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > cap:
+            raise _too_large(cap)
+        hold(len(chunk))
+        if not message.get("more_body", False):
+            return b"".join([*chunks, chunk]) if chunks else chunk
+        chunks.append(chunk)
+        message = await receive()
+
+
+def _inflated(body: bytes, cap: int) -> bytes:
+    """A gzip body's content, stopped at the cap: a small file may hold any number of zeros."""
+    inflater = zlib.decompressobj(wbits=31)
+    try:
+        content = inflater.decompress(body, cap + 1)
+    except zlib.error as error:
+        raise InferenceError("bad_request", "The body is not the gzip that its Content-Encoding says.") from error
+    if len(content) > cap:
+        raise _too_large(cap)
+    if not inflater.eof or inflater.unused_data:
+        raise InferenceError("bad_request", "The gzip body is truncated or has more data behind its end.")
+    return content
+
+
+def _too_large(cap: int) -> InferenceError:
+    return InferenceError("too_large", f"The body is larger than the cap of {cap} bytes.")
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+    """The work's result. When the caller hangs up the work is cancelled and ClientGoneError raised."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError
+        return task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+async def _gone(receive: Receive) -> None:
+    """Returns when the caller has hung up; to be used once the body is read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

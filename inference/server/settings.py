@@ -1,0 +1,127 @@
+"""The data plane's settings, from the environment alone; a bad value stops the start with one sentence."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from urllib.parse import urlsplit
+
+Network = IPv4Network | IPv6Network
+
+
+class BadSettingError(Exception):
+    """A setting that cannot be used; the message is one sentence that says what to type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`upstream` None: paths that are not the data plane's answer 404. `database_url` "": only local documents."""
+
+    home: Path
+    host: str
+    port: int
+    web_processes: int
+    secret_key: str
+    database_url: str = ""
+    upstream: Path | None = None
+    public_url: str = ""
+    trusted_proxies: tuple[Network, ...] = ()
+
+    @property
+    def artifacts(self) -> Path:
+        return self.home / "artifacts"
+
+    @property
+    def spool(self) -> Path:
+        return self.home / "spool"
+
+    @property
+    def run(self) -> Path:
+        return self.home / "run"
+
+    def trusts(self, address: str) -> bool:
+        """Whether forwarding headers from this peer address are believed."""
+        try:
+            peer = ip_address(address)
+        except ValueError:
+            return False
+        return any(peer in network for network in self.trusted_proxies)
+
+
+def read(environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings. Raises BadSettingError."""
+    public_url = _value(environ, "SIGNALBOX_PUBLIC_URL")
+    if public_url and urlsplit(public_url).scheme not in ("http", "https"):
+        raise BadSettingError(f"SIGNALBOX_PUBLIC_URL={public_url} is no web address: give https://host.")
+    host = _value(environ, "SIGNALBOX_HOST", "127.0.0.1")
+    insecure = _value(environ, "SIGNALBOX_INSECURE_HTTP") == "1"
+    if not (_is_loopback(host) or insecure or public_url.startswith("https://")):
+        raise BadSettingError(
+            f"Keys and pictures would cross the network unencrypted on SIGNALBOX_HOST={host}: put a TLS proxy in front "
+            "and set SIGNALBOX_PUBLIC_URL=https://..., or set SIGNALBOX_INSECURE_HTTP=1."
+        )
+    secret_key = _value(environ, "SIGNALBOX_SECRET_KEY")
+    home = Path(_value(environ, "SIGNALBOX_HOME", "var")).absolute()
+    if not secret_key:
+        # The control plane keeps a generated one here; the two wings must share it.
+        try:
+            secret_key = (home / "secret-key").read_text().strip()
+        except OSError as error:
+            raise BadSettingError(
+                "SIGNALBOX_SECRET_KEY is not set: give the control plane's, by which published documents are signed."
+            ) from error
+    upstream = _value(environ, "SIGNALBOX_UPSTREAM")
+    return Settings(
+        home=home,
+        host=host,
+        port=_number(environ, "SIGNALBOX_PORT", 8000, 0, 65_535),
+        web_processes=_number(environ, "SIGNALBOX_WEB_PROCESSES", _default_processes(), 1, 256),
+        secret_key=secret_key,
+        database_url=_value(environ, "DATABASE_URL"),
+        upstream=Path(upstream) if upstream else None,
+        public_url=public_url,
+        trusted_proxies=_networks(_value(environ, "SIGNALBOX_TRUSTED_PROXIES")),
+    )
+
+
+def _default_processes() -> int:
+    """One on a small machine; else all cores but one, which the control plane's processes have."""
+    cores = len(os.sched_getaffinity(0))
+    return 1 if cores <= 2 else min(cores - 1, 16)
+
+
+def _value(environ: Mapping[str, str], name: str, default: str = "") -> str:
+    """A setting, or what the file named by NAME_FILE holds."""
+    file = environ.get(f"{name}_FILE", "")
+    if not file:
+        return environ.get(name, "").strip() or default
+    try:
+        return Path(file).read_text().strip()
+    except OSError as error:
+        raise BadSettingError(f"{name}_FILE={file} cannot be read ({error.strerror}).") from error
+
+
+def _number(environ: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    text = _value(environ, name, str(default))
+    if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+        raise BadSettingError(f"{name}={text} is not a whole number from {low} to {high}.")
+    return int(text)
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        return tuple(ip_network(part.strip(), strict=False) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise BadSettingError(
+            f"SIGNALBOX_TRUSTED_PROXIES={text} is not a list of addresses such as 10.0.0.0/8, 127.0.0.1."
+        ) from error
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

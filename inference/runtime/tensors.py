@@ -13,7 +13,7 @@ import orjson
 
 from inference.contracts import Datatype
 from inference.errors import InferenceError, Located
-from inference.runtime.cells import explain
+from inference.runtime.cells import explain, is_bad_text
 from inference.runtime.plans import NUMBERS, Array, Locate, TensorPlan
 from inference.runtime.plans import NUMPY_DTYPES as NUMPY_DTYPES
 
@@ -139,7 +139,7 @@ def _all_fine(array: Array, tensor: TensorPlan, kinds: set[type]) -> bool:
     """Whether every number is finite or allowed not to be. False may still prove right: the cell walk decides."""
     kind = tensor.dtype.kind
     if kind == "O":
-        return not any("\0" in text for text in array.flat)
+        return not is_bad_text("".join(array.ravel().tolist()))
     if kind != "f" or np.count_nonzero(np.isfinite(array)) == array.size:
         return True
     if np.isinf(array).any():

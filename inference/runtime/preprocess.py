@@ -9,8 +9,8 @@ Where the format leaves a gap:
 - Without `do_grayscale` a picture always becomes RGB (transformers refuses or mis-shapes a grey picture there).
   Transparency is dropped, not blended, as PIL's `convert` does; both conversions come before the resize.
 - `do_grayscale` (our one extension) is PIL's `convert("L")`: one channel out.
-- A missing `do_resize`, `do_center_crop`, `do_normalize` is on where `size`, `crop_size`, `image_mean` is given;
-  a missing `do_rescale` is on, with 1/255.
+- A switch that is null is off, as in files that `transformers` 5 writes. A missing `do_resize`, `do_center_crop` or
+  `do_normalize` is on where `size`, `crop_size` or `image_mean` is given; a missing `do_rescale` is on, with 1/255.
 - Processors whose steps are others (tiles, patches, other padding) are refused by name instead of being approximated.
 """
 
@@ -38,6 +38,7 @@ class _Family:
     resample: Image.Resampling = Image.Resampling.BILINEAR
     crops_by_share: bool = False
     flips: bool = False
+    normalizes: bool = True
 
 
 _BICUBIC = Image.Resampling.BICUBIC
@@ -51,10 +52,10 @@ _FAMILIES = {
     "SiglipImageProcessor": _Family(resample=_BICUBIC),
     "CLIPImageProcessor": _Family(square=False, resample=_BICUBIC),
     "BitImageProcessor": _Family(square=False, resample=_BICUBIC),
-    "ConvNextImageProcessor": _Family(square=False, crops_by_share=True),
+    "ConvNextImageProcessor": _Family(square=False, resample=_BICUBIC, crops_by_share=True),
     "MobileNetV1ImageProcessor": _Family(square=False),
     "MobileNetV2ImageProcessor": _Family(square=False),
-    "MobileViTImageProcessor": _Family(square=False, flips=True),
+    "MobileViTImageProcessor": _Family(square=False, resample=_BICUBIC, flips=True, normalizes=False),
 }
 
 _KNOWN_SWITCHES = frozenset(
@@ -170,7 +171,7 @@ class Pipeline:
             scale = _number(config.get("rescale_factor", 1 / 255), "rescale_factor")
         mean: tuple[float, ...] = ()
         std: tuple[float, ...] = ()
-        if _switch(config, "do_normalize", config.get("image_mean") is not None):
+        if family.normalizes and _switch(config, "do_normalize", config.get("image_mean") is not None):
             mean = _per_channel(config.get("image_mean"), "image_mean", channels)
             std = _per_channel(config.get("image_std"), "image_std", channels)
             if 0.0 in std:
@@ -237,12 +238,10 @@ def _family(config: dict[str, Any]) -> _Family:
 
 
 def _switch(config: dict[str, Any], name: str, default: bool) -> bool:
-    value = config.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
+    value = config.get(name, default)
+    if value is not None and not isinstance(value, bool):
         _refuse(name, "must be true or false")
-    return value
+    return bool(value)
 
 
 def _number(value: Any, field: str) -> float:

@@ -183,8 +183,9 @@ def _held(claim: _Claim) -> QuerySet[ModelVersion]:
 def _sandbox() -> "Sandbox":
     """This process's sandbox; it starts its warm parent at the first call. Loads ONNX, which web pages do without."""
     from inference.runtime.sandbox import Sandbox
+    from inference.runtime.validate import PRELOAD
 
-    return Sandbox(preload=("inference.runtime.validate",))
+    return Sandbox(preload=PRELOAD)
 
 
 def _run(claim: _Claim, *, golden: Path | None = None, rewritten_path: Path | None = None) -> ValidationReport:

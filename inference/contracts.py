@@ -89,7 +89,7 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
-class Column(Frozen):
+class Column(Frozen, frozen=True, kw_only=True):
     """One named feature: position in the model's input, and whether null or NaN is allowed as a missing value."""
 
     name: str
@@ -98,7 +98,7 @@ class Column(Frozen):
     keep: Literal["keep", "hash", "drop"] = "keep"
 
 
-class TensorSpec(Frozen):
+class TensorSpec(Frozen, frozen=True, kw_only=True):
     """One input or output of a graph. `shape` has -1 for dynamic dimensions, `dims` their names in the file ("" if none)."""
 
     name: str
@@ -107,7 +107,7 @@ class TensorSpec(Frozen):
     dims: tuple[str, ...] = ()
 
 
-class Signature(Frozen):
+class Signature(Frozen, frozen=True, kw_only=True):
     """What a model takes and gives.
 
     `batched`: the first dimension of every input and output is dynamic, so rows of several callers may share a run.
@@ -120,7 +120,7 @@ class Signature(Frozen):
     score_output: int = 0
 
 
-class VersionRoute(Frozen):
+class VersionRoute(Frozen, frozen=True, kw_only=True):
     """A ready model version as the data plane and the workers need it."""
 
     id: str
@@ -141,7 +141,7 @@ class VersionRoute(Frozen):
     accepts_non_finite: bool = False
 
 
-class CapturePolicy(Frozen):
+class CapturePolicy(Frozen, frozen=True, kw_only=True):
     """What of a prediction is written to the log. Rollups always count everything.
 
     `payload_share`: share of predictions, 0..1, whose inputs and outputs are kept. `hash_salt`: hex, for hashed columns.
@@ -152,14 +152,14 @@ class CapturePolicy(Frozen):
     hash_salt: str = ""
 
 
-class Share(Frozen):
+class Share(Frozen, frozen=True, kw_only=True):
     """A version's part of the traffic in basis points; live shares of a deployment total 10,000."""
 
     number: int
     basis_points: int
 
 
-class DeploymentRoute(Frozen):
+class DeploymentRoute(Frozen, frozen=True, kw_only=True):
     """One deployment at one split revision. `live` is ordered by version number; `versions` is keyed by number."""
 
     id: str
@@ -182,7 +182,7 @@ class DeploymentRoute(Frozen):
     retired: bool = False
 
 
-class Routes(Frozen):
+class Routes(Frozen, frozen=True, kw_only=True):
     """The routes document: published in two phases (prepared by every live process, then activated)."""
 
     generation: int
@@ -190,7 +190,7 @@ class Routes(Frozen):
     schema: int = SCHEMA_VERSION
 
 
-class AccessKey(Frozen):
+class AccessKey(Frozen, frozen=True, kw_only=True):
     """An API key as the data plane knows it: `digest` is the hex sha256 of the whole key. Times are Unix seconds.
 
     `deployments`: ids the key may call; None means every deployment of its team.
@@ -208,7 +208,7 @@ class AccessKey(Frozen):
     rate_per_minute: int | None = None
 
 
-class Access(Frozen):
+class Access(Frozen, frozen=True, kw_only=True):
     """The access document: applied at once by every process. Revoked and expired keys stay listed, so they answer 401."""
 
     generation: int
@@ -269,7 +269,7 @@ class SpoolRecord(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"sch
     schema: int = SCHEMA_VERSION
 
 
-class ReportCheck(Frozen):
+class ReportCheck(Frozen, frozen=True, kw_only=True):
     """One line of a validation report: ok True, False, or None where it did not apply."""
 
     name: str
@@ -277,7 +277,7 @@ class ReportCheck(Frozen):
     detail: str = ""
 
 
-class ValidationRequest(Frozen):
+class ValidationRequest(Frozen, frozen=True, kw_only=True):
     """What the throw-away child is asked to check. Files are given by path; nothing of them is trusted."""
 
     model_path: str
@@ -292,7 +292,7 @@ class ValidationRequest(Frozen):
     rewritten_path: str | None = None
 
 
-class ValidationReport(Frozen):
+class ValidationReport(Frozen, frozen=True, kw_only=True):
     """What validation found. `ok` False means rejected, with `code` from the error table and `reason` for people.
 
     `latency_ms` is the median of a one-row run, `memory_bytes` the growth of resident memory by load and first run.

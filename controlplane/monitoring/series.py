@@ -139,6 +139,7 @@ def series_of(
     )
     for row in rows.iterator(chunk_size=2000):
         index = (int(row.bucket.timestamp()) - first) // step_s
+        assert row.deployment_id is not None  # the filter names deployments
         cells = found[row.deployment_id].cells.setdefault(row.version, [None] * steps)
         cell = cells[index]
         if cell is None:

@@ -57,6 +57,8 @@ def explain(value: Any, tensor: TensorPlan, locate: Locate, shape: tuple[int, ..
 
     `shape` given: `value` is flat, `shape` fits and `locate` is asked for one index. Raises InferenceError.
     """
+    if _depth(value) > MAX_DEPTH:
+        raise InferenceError("too_deep", f"The JSON is nested deeper than {MAX_DEPTH} levels.")
     refusal = _Refusal(tensor, locate)
     cells: list[Any] = []
     sizes = list(tensor.shape if shape is None else shape)
@@ -206,9 +208,6 @@ _STANDARD_ALPHABET = str.maketrans("-_", "+/", "\r\n")
 
 def _wrong(wanted: str, cell: Any, tensor: TensorPlan) -> _Bad:
     if isinstance(cell, list | tuple):
-        depth = _depth(cell) + len(tensor.shape)
-        if depth > MAX_DEPTH:
-            return _Bad("too_deep", f"the value is nested deeper than {MAX_DEPTH} levels")
         return _Bad("wrong_shape", f"expected {wanted}, got a list; {tensor.name} has shape {tensor.expected}")
     hint = ""
     if type(cell) is str and tensor.dtype.kind in "fiu":

@@ -5,7 +5,7 @@ column's `keep` say. `features` and `scores` are what rollups count, always ther
 not be kept stands as its salted hash, so that categories can be counted without being known.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any
 
@@ -109,16 +109,14 @@ def _payload_of(record: SpoolRecord, tensors: Mapping[str, Array]) -> dict[str, 
 def _scores(version: VersionRoute, outputs: Mapping[str, Array]) -> dict[str, list[Any]] | None:
     """Per label the score over rows; without labels the numbers of the score output, for rollups of the predictions."""
     table = scores_of(version, dict(outputs))
-    if table is not None:
-        width = table.shape[1]
-        names: Sequence[str] = version.labels if len(version.labels) == width else [str(j) for j in range(width)]
-    else:
-        spec = version.signature.outputs[version.signature.score_output]
+    spec = version.signature.outputs[version.signature.score_output]
+    if table is None:
         found = outputs.get(spec.name)
         if found is None or not 0 < found.ndim <= 2 or found.dtype == object:
             return None
         table = found.reshape(len(found), -1)
-        names = _names(spec.name, table.shape[1])
+    width = table.shape[1]
+    names = version.labels if len(version.labels) == width else _names(spec.name, width)
     if table.shape[1] > SCORE_COLUMNS:
         return None
     return _thinned(dict(zip(names, table.T.tolist(), strict=True)))

@@ -99,8 +99,10 @@ class RateLimits:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        self._map.close()
-        os.close(self._fd)
+        if self._fd >= 0:
+            self._map.close()
+            os.close(self._fd)
+            self._fd = -1
 
     def _take(self, tag: bytes, limit: int, now: float) -> Allowance:
         at, paid_back_at = self._find(tag, now)

@@ -89,22 +89,23 @@ class App:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_DRAIN_S):
-                    await self._shadows.drain()
             await follower.leave()
-            self.close()
-            if self._upstream is not None:
-                await self._upstream.close()
+            await self.stop()
 
-    def close(self) -> None:
-        """Release files and threads."""
+    async def stop(self) -> None:
+        """Let shadow copies finish, for a while, and release files, threads and connections."""
+        self.admission.stopping = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                await self._shadows.drain()
         self.refusals.flush()
         self.spool.close()
         self.metrics.close()
         self._limits.close()
         self._pictures.close()
         self.registry.close()
+        if self._upstream is not None:
+            await self._upstream.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -54,7 +54,7 @@ Series = tuple[str, str]
 class Counter:
     """One cell of this process's file."""
 
-    _cells: memoryview[float]
+    _cells: "memoryview[float]"
     _at: int
 
     def add(self, amount: float = 1.0) -> None:
@@ -69,7 +69,7 @@ class Counter:
 class Histogram:
     """One row of cells of this process's file."""
 
-    _cells: memoryview[float]
+    _cells: "memoryview[float]"
     _at: int
 
     def observe(self, seconds: float) -> None:

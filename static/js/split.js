@@ -37,7 +37,7 @@ function bind(form) {
   const sliders = rows.map((row) => row.querySelector("input[type=range]"));
   const segments = [...form.querySelectorAll("[data-after] i")];
   const apply = form.querySelector("button[data-apply]");
-  const total = form.querySelector("[data-total]");
+  const total = form.closest(".card").querySelector("[data-total]");
   const shadows = [...form.querySelectorAll("input[name^=shadow_]")];
   const shadowNow = shadows.map((field) => field.value);
 

@@ -125,3 +125,12 @@ def pretty_json(value: Any) -> str:
 def dimensions(shape: list[int]) -> str:
     """A tensor's shape as people write it: [-1, 30] -> `n × 30`; a scalar -> `scalar`."""
     return " × ".join("n" if size < 0 else str(size) for size in shape) or "scalar"
+
+
+@register.filter
+def as_json(value: Any) -> SafeString:
+    """JSON that may stand inside a script element of type application/json: no `<`, `>` or `&` is left in it."""
+    text = json.dumps(value, separators=(",", ":"), default=str)
+    return mark_safe(  # noqa: S308 - the three characters that could end the element are escaped
+        text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    )

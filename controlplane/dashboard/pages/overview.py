@@ -1,0 +1,95 @@
+"""One row per deployment, worst first, and one line above that says whether all is well."""
+
+import uuid
+from dataclasses import dataclass
+
+from controlplane.accounts.models import User
+from controlplane.dashboard import charts
+from controlplane.dashboard.pages.figures import Window
+from controlplane.dashboard.pages.header import RECENT, Status, status_of
+from controlplane.dashboard.pages.split import Segment, segments
+from controlplane.deployments.models import Deployment, RevisionState, SplitRevision
+from controlplane.monitoring.series import Series, series_of
+from inference.contracts import Lane
+
+MOST = 200
+WORST = {"bad": 0, "warn": 1, "busy": 2, "good": 3, "": 4}
+SPARK_POINTS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class OverviewRow:
+    deployment: Deployment
+    status: Status
+    segments: list[Segment]
+    shadows: list[Segment]
+    spark: tuple[str, str]
+    rate: float | None
+    p95: float | None
+    error_share: float | None
+    last_change: SplitRevision | None
+
+    @property
+    def kind(self) -> str:
+        return "asynchronous" if self.deployment.lane == Lane.JOB else "real time"
+
+
+@dataclass(frozen=True, slots=True)
+class OverviewPage:
+    rows: list[OverviewRow]
+    rate: float
+    sentence: str
+    tone: str
+    worst: Deployment | None
+
+
+def overview(user: User, window: Window) -> OverviewPage:
+    """Three queries, however many deployments and predictions there are."""
+    found = list(Deployment.objects.for_user(user).current().select_related("model", "team")[:MOST])
+    ids = [deployment.pk for deployment in found]
+    revisions: dict[uuid.UUID, list[SplitRevision]] = {}
+    wanted = [RevisionState.ACTIVE, RevisionState.PREPARING]
+    for revision in SplitRevision.objects.filter(deployment_id__in=ids, state__in=wanted).order_by("number"):
+        revisions.setdefault(revision.deployment_id, []).append(revision)
+    figures = series_of(ids, window.since, window.until, window.until) if ids else {}
+    rows = [_row(deployment, revisions.get(deployment.pk, []), figures[deployment.pk]) for deployment in found]
+    rows.sort(key=lambda row: (WORST[row.status.tone], row.deployment.name))
+    troubled = [row for row in rows if row.status.tone in ("bad", "warn")]
+    rate = sum(row.rate or 0.0 for row in rows)
+    if not troubled:
+        count = len(rows)
+        sentence = "The one deployment is healthy." if count == 1 else f"All {count} deployments are healthy."
+        return OverviewPage(rows, rate, sentence if count else "", "good", None)
+    names = ", ".join(f"{row.deployment.name}: {row.status.words.lower()}" for row in troubled[:3])
+    others = len(rows) - len(troubled)
+    rest = f" The other {others} {'is' if others == 1 else 'are'} healthy." if others else ""
+    return OverviewPage(rows, rate, f"{names}.{rest}", troubled[0].status.tone, troubled[0].deployment)
+
+
+def _row(deployment: Deployment, revisions: list[SplitRevision], found: Series) -> OverviewRow:
+    serving = next((r for r in revisions if r.state == RevisionState.ACTIVE), None)
+    preparing = any(r.state == RevisionState.PREPARING for r in revisions)
+    rates = found.rates()
+    known = [rate for rate in rates[-max(1, int(RECENT.total_seconds()) // found.step_s) - 1 :] if rate is not None]
+    whole = found.total()
+    return OverviewRow(
+        deployment=deployment,
+        status=status_of(deployment, serving, preparing, whole.error_share),
+        segments=segments(serving.shares) if serving else [],
+        shadows=segments(serving.shadow) if serving else [],
+        spark=charts.sparkline(_thinned(rates)),
+        rate=sum(known) / len(known) if known else 0.0,
+        p95=whole.p(0.95),
+        error_share=whole.error_share,
+        last_change=revisions[-1] if revisions else None,
+    )
+
+
+def _thinned(rates: list[float | None]) -> list[float | None]:
+    """At most SPARK_POINTS means of neighbouring steps; a stretch without any figure stays a gap."""
+    step = max(1, len(rates) // SPARK_POINTS)
+    found: list[float | None] = []
+    for start in range(0, len(rates), step):
+        known = [rate for rate in rates[start : start + step] if rate is not None]
+        found.append(sum(known) / len(known) if known else None)
+    return found

@@ -204,7 +204,9 @@ def _tensor(
 ) -> Array:
     datatype = tensor.get("datatype")
     if datatype != planned.datatype:
-        what = "is not a datatype" if datatype not in _DATATYPES else "is the wrong datatype"
+        what = (
+            "is not a datatype" if type(datatype) is not str or datatype not in _DATATYPES else "is the wrong datatype"
+        )
         refuse("wrong_type", f"{str(datatype)[:40]!r} {what}, expected {planned.datatype}", "inputs", index, "datatype")
     shape = _shape(tensor, index, planned.expected)
     if not fits(shape, planned):

@@ -31,3 +31,6 @@ os.environ["DATABASE_URL"] = (
 os.environ["REDIS_URL"] = f"redis+socket://{TEST_ROOT}/redis-{WORKER}/redis.sock?virtual_host=0"
 
 from controlplane.settings import *  # noqa: E402, F403
+
+# WhiteNoise warns of a folder that is not there, and warnings are errors.
+STATIC_ROOT.mkdir(parents=True, exist_ok=True)  # noqa: F405

@@ -252,6 +252,7 @@ class PredictionApi(DeploymentView):
         found = self.deployment(request, name, Right.PREDICT)
         if found.retired_at is not None:
             raise DomainError("gone", f"The deployment {name} was retired.")
+        settle()
         route = active_route(found)
         version = described_version(route, request.query_params.get("version"))
         base_url = settings.SIGNALBOX_PUBLIC_URL or request.build_absolute_uri("/").rstrip("/")

@@ -174,7 +174,9 @@ class Runner:
         manage = (python, str(ROOT / "manage.py"))
         return [
             Service("web", web, TIER_PAGES, pooled, reloads=True),
-            Service("server", (python, "-m", "inference.server"), TIER_DOOR, self._environment, reloads=True),
+            Service(
+                "server", (python, "-m", "inference.server"), TIER_DOOR, self._environment, drain_s=16, reloads=True
+            ),
             Service("worker", worker, TIER_WORK, self._environment, drain_s=20, reloads=True),
             Service("ingest", (*manage, "ingest"), TIER_WORK, self._environment, niceness=19, reloads=True),
             Service("scheduler", (*manage, "scheduler"), TIER_WORK, self._environment, niceness=19, reloads=True),

@@ -153,6 +153,9 @@ def to_json(array: Array) -> Any:
     """The array as something `dumps` writes: itself where orjson can, else nested lists. float32 0.1 is written 0.1."""
     if array.dtype.kind == "O":
         return _texts(array.tolist())
+    if array.dtype.char in "qQ":
+        # ONNX Runtime's 64-bit integers are `long long`, whose scalars orjson does not know; `long` is the same here.
+        array = array.view(np.int64 if array.dtype.kind == "i" else np.uint64)
     if array.ndim == 0:
         return array[()]
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)

@@ -49,7 +49,7 @@ def record_predictions(records: Sequence[SpoolRecord], now: datetime | None = No
     """
     now = now or timezone.now()
     found = sort_out(records, now)
-    landed = Landed(bad=found.bad)
+    landed = Landed(bad=list(found.bad))
     with transaction.atomic():
         gatherer = Gatherer(now)
         unique = {row.id: row for row in found.rows}
@@ -77,7 +77,7 @@ def _insert(rows: list[LogRow], landed: Landed) -> list[LogRow]:
     try:
         with transaction.atomic():
             return _copy(rows)
-    except (DataError, ValueError, UnicodeError) as error:
+    except (DataError, ValueError, RecursionError) as error:
         if len(rows) == 1:
             logger.warning("a record was refused by the database: %s", type(error).__name__)
             landed.bad.append(rows[0].record)

@@ -99,8 +99,8 @@ class Ingester:
         with file.path.open("rb") as stream:
             stream.seek(offset)
             lines = stream.read(end - offset).split(b"\n")
-        unreadable = [line for line in lines if line and not _reads(line)]
-        unreadable += [msgspec.json.encode(record) for record in bad]
+        ids = {record.id for record in bad}
+        unreadable = [line for line in lines if line and _id_of(line) in (None, *ids)]
         self.quarantine.mkdir(mode=0o700, exist_ok=True)
         target = self.quarantine / f"{file.name}-{offset}.lines"
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -133,12 +133,12 @@ class Ingester:
         )
 
 
-def _reads(line: bytes) -> bool:
+def _id_of(line: bytes) -> str | None:
+    """The id of a record; None where the line is none."""
     try:
-        _line_decoder.decode(line)
+        return _line_decoder.decode(line).id
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return False
-    return True
+        return None
 
 
 def forget_old_bookmarks() -> int:

@@ -2,8 +2,8 @@
 
 A tally is JSON, merges by adding, and may hold negative counts: a revised feedback is the old one taken away and the
 new one added. Keys: `n`, `ungradable`, `confusion` {true: {predicted: count}}, `scores` {label: {"1": {bin: count},
-"0": ...}} (its score where the label was true, and where it was not), `labels` {label: [tp, fp, fn, tn]} for multi-label tasks,
-`regression` [n, Σ error, Σ |error|, Σ error², Σ truth, Σ truth²].
+"0": ...}} (its score where the label was true, and where it was not), `labels` {label: [tp, fp, fn, tn]} for
+multi-label tasks, `regression` [n, Σ error, Σ |error|, Σ error², Σ truth, Σ truth²].
 """
 
 import math
@@ -44,17 +44,16 @@ def tally_of(
     else:
         truths = truth["labels"] if "labels" in truth else [truth["label"]]
         for row, true in enumerate(truths):
-            _class(tally, true, {name: _cell(values, row) for name, values in table.items()}, sign)
+            _class(tally, true, {name: _cell(values, row) for name, values in table.items()}, thresholds, sign)
     return tally
 
 
-def predicted_label(row: Mapping[str, float | None]) -> str | None:
-    """The label with the highest score; None where there is no score."""
-    best: str | None = None
-    for name, score in row.items():
-        if score is not None and (best is None or score > (row[best] or 0.0)):
-            best = name
-    return best
+def predicted_label(row: Mapping[str, float | None], thresholds: Mapping[str, float]) -> str:
+    """What the version decided, as inference/runtime/scores.py does; "" where no score reaches its threshold."""
+    by_score = sorted((name for name, score in row.items() if score is not None), key=lambda name: -(row[name] or 0.0))
+    own = [name for name in by_score if name in thresholds and (row[name] or 0.0) >= thresholds[name]]
+    rest = [name for name in by_score if name not in thresholds]
+    return next(iter(own + rest), "")
 
 
 def _cell(values: Sequence[Any], row: int) -> float | None:
@@ -69,12 +68,11 @@ def _bump(tally: Tally, path: Sequence[str], count: int) -> None:
     tally[path[-1]] = tally.get(path[-1], 0) + count
 
 
-def _class(tally: Tally, true: str, row: dict[str, float | None], sign: int) -> None:
-    predicted = predicted_label(row)
-    if predicted is None:
+def _class(tally: Tally, true: str, row: dict[str, float | None], thresholds: Mapping[str, float], sign: int) -> None:
+    if all(score is None for score in row.values()):
         return
     tally["n"] += sign
-    _bump(tally, ("confusion", true, predicted), sign)
+    _bump(tally, ("confusion", true, predicted_label(row, thresholds)), sign)
     if len(row) <= SCORED_LABELS:
         for name, score in row.items():
             if score is not None:

@@ -23,6 +23,8 @@ REPORT_S = 1.0
 
 class Command(BaseCommand):
     help = "Ships the prediction spool to the log, until SIGTERM."
+    # It answers no request: checking the URLs would load every page.
+    requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--folder", type=Path, default=settings.SIGNALBOX_SPOOL, help="the spool's folder")

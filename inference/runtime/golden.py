@@ -17,7 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
-from inference.contracts import Datatype, Signature
+from inference.contracts import Datatype, Signature, TensorSpec
 from inference.errors import InferenceError
 from inference.runtime.plans import NUMPY_DTYPES
 
@@ -32,13 +32,22 @@ MAX_BYTES = 512 * 1024 * 1024
 _MEMBER = re.compile(r"(?:^|/)(test_data_set_\d+)/(input|output)_(\d+)\.pb$")
 
 
-@dataclass(slots=True)
-class GoldenSet:
-    """One set. Values are by name where the file names them, else by position (the key is an int)."""
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """One tensor: the name that its file gives it ("" where none) and its position among its side's files."""
 
     name: str
-    inputs: dict[str | int, Array] = field(default_factory=dict)
-    outputs: dict[str | int, Array] = field(default_factory=dict)
+    position: int
+    array: Array
+
+
+@dataclass(slots=True)
+class GoldenSet:
+    """One set of inputs with the outputs that they must give."""
+
+    name: str
+    inputs: list[_Value] = field(default_factory=list)
+    outputs: list[_Value] = field(default_factory=list)
 
 
 def pack(path: Path) -> bytes:
@@ -114,9 +123,7 @@ def _from_protobufs(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) ->
         except (DecodeError, ValueError, TypeError, KeyError) as error:
             raise _bad(f"{folder}/{side}_{position}.pb does not hold a tensor.") from error
         values = golden.inputs if side == "input" else golden.outputs
-        values[int(position)] = _plain(array)
-        if tensor.name:
-            values[tensor.name] = values[int(position)]
+        values.append(_Value(tensor.name, int(position), _plain(array)))
     if not sets:
         raise _bad("The archive has no test_data_set_0/input_0.pb.")
     return list(sets.values())
@@ -134,7 +141,7 @@ def _from_npz(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], signatur
             array = np.lib.format.read_array(io.BytesIO(_content(archive, member)), allow_pickle=False)
         except (ValueError, SyntaxError, TypeError, KeyError) as error:
             raise _bad(f"{name}.npy does not hold an array of numbers or text.") from error
-        (golden.inputs if name in inputs else golden.outputs)[name] = _plain(array)
+        (golden.inputs if name in inputs else golden.outputs).append(_Value(name, -1, _plain(array)))
     return golden
 
 
@@ -146,11 +153,23 @@ def _plain(array: Array) -> Array:
     return np.array(cells, dtype=object).reshape(array.shape)
 
 
+def _value_for(values: list[_Value], specs: tuple[TensorSpec, ...], position: int) -> Array | None:
+    """The value that has the spec's name, else the one at its position unless that has another spec's name."""
+    names = {spec.name for spec in specs}
+    for value in values:
+        if value.name == specs[position].name:
+            return value.array
+    for value in values:
+        if value.position == position and value.name not in names:
+            return value.array
+    return None
+
+
 def feed_of(golden: GoldenSet, signature: Signature) -> dict[str, Array]:
     """The set's inputs by the model's names; numbers of another width become the input's datatype."""
     feed: dict[str, Array] = {}
     for position, spec in enumerate(signature.inputs):
-        array = golden.inputs.get(spec.name, golden.inputs.get(position))
+        array = _value_for(golden.inputs, signature.inputs, position)
         if array is None:
             raise _bad(f"{golden.name} has no value for input {spec.name}.")
         feed[spec.name] = array
@@ -165,7 +184,7 @@ def expected_of(golden: GoldenSet, signature: Signature) -> dict[str, Array]:
     """The set's outputs by the model's names; not every output needs one, but one there must be."""
     expected: dict[str, Array] = {}
     for position, spec in enumerate(signature.outputs):
-        array = golden.outputs.get(spec.name, golden.outputs.get(position))
+        array = _value_for(golden.outputs, signature.outputs, position)
         if array is not None:
             expected[spec.name] = array
     if not expected:

@@ -322,8 +322,8 @@ class _Validation:
         random = np.random.default_rng(1)
         for name, array in rows.items():
             if array.dtype.kind == "f":
-                noise = random.normal(1.0, 0.1, array.shape)
-                rows[name] = (array * noise).astype(array.dtype)
+                # Downwards, so that no number outgrows its datatype.
+                rows[name] = (array * random.uniform(0.7, 1.0, array.shape)).astype(array.dtype)
         try:
             together = self._loaded.run(rows)
             alone = [
@@ -347,8 +347,9 @@ def _agree(left: Array, right: Array) -> bool:
         return False
     if left.dtype.kind != "f":
         return bool((left == right).all())
-    scale = float(np.nanmax(np.abs(right), initial=0.0))
-    return bool(np.allclose(left, right, rtol=1e-2, atol=1e-3 * max(scale, 1e-6), equal_nan=True))
+    finite = right[np.isfinite(right)].astype(np.float64)
+    scale = float(np.abs(finite).max(initial=1e-6))
+    return bool(np.allclose(left, right, rtol=1e-2, atol=1e-3 * scale, equal_nan=True))
 
 
 def _refuse_type(value: Any) -> None:

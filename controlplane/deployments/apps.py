@@ -9,11 +9,17 @@ class DeploymentsConfig(AppConfig):
 
     def ready(self) -> None:
         from controlplane.accounts.signals import keys_changed
+        from controlplane.catalog.services import in_use_checks, sweep_artifacts, sweep_validations
         from controlplane.deployments import periodic, settling
+        from controlplane.deployments.queries import what_holds
 
+        in_use_checks.append(what_holds)
         keys_changed.connect(_publish_keys, dispatch_uid="deployments.publish_keys")
         periodic.register("settle", 0.5, settling.settle)
         periodic.register("reconcile", 2.0, settling.reconcile)
+        # Catalog is a lower room, so it cannot register here itself.
+        periodic.register("validations", 5.0, sweep_validations)
+        periodic.register("artifacts", 3600.0, sweep_artifacts)
 
 
 def _publish_keys(**_: Any) -> None:

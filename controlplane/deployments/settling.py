@@ -61,10 +61,9 @@ def settle() -> bool:
     if not unsettled:
         return False
     with locked(DocumentKind.ROUTES):
-        changed, failed = _settle()
-        if failed:
+        if _settle():
             publish_routes()
-    return changed or failed
+    return True
 
 
 def reconcile() -> bool:
@@ -103,18 +102,16 @@ def data_plane_is_up() -> bool:
     return DataplaneProcess.objects.live().exists()
 
 
-def _settle() -> tuple[bool, bool]:
-    """Under the lock: whether a revision became active, and whether a failed generation was dealt with."""
-    activated = _activate()
+def _settle() -> bool:
+    """Under the lock: whether something is to be published now, because what kept it from serving was taken out."""
+    _activate()
     failed = DataplaneDocument.objects.filter(kind=DocumentKind.ROUTES, state=RevisionState.FAILED, settled=False)
-    dealt_with = False
-    for document in failed.order_by("generation"):
-        _fail(document)
-        dealt_with = True
-    return activated, dealt_with
+    # Each of them, not only up to the first that had something to take out.
+    taken_out = [_fail(document) for document in failed.order_by("generation")]
+    return any(taken_out)
 
 
-def _activate() -> bool:
+def _activate() -> None:
     """Every document since the first that carried a preparing revision carries it too, so one comparison tells."""
     document = (
         DataplaneDocument.objects.filter(kind=DocumentKind.ROUTES, state=RevisionState.ACTIVE)
@@ -123,21 +120,18 @@ def _activate() -> bool:
         .first()
     )
     if document is None:
-        return False
+        return
     at = document.activated_at or timezone.now()
     due = SplitRevision.objects.filter(state=RevisionState.PREPARING, generation__lte=document.generation)
     deployments = list(due.values_list("deployment_id", flat=True))
-    if not deployments:
-        return False
     SplitRevision.objects.filter(deployment__in=deployments, state=RevisionState.ACTIVE).update(
         state=RevisionState.SUPERSEDED, ended_at=at
     )
     due.update(state=RevisionState.ACTIVE, activated_at=at)
-    return True
 
 
-def _fail(document: DataplaneDocument) -> None:
-    """Fails the revisions whose versions kept the document from activating.
+def _fail(document: DataplaneDocument) -> bool:
+    """Fails the revisions whose versions kept the document from activating; False where nothing could be taken out.
 
     Where the versions at fault are kept for convenience alone, the next document leaves them out and nothing fails.
     Where they serve already, or nobody knows, every change in the document has failed: what serves goes on.
@@ -153,12 +147,15 @@ def _fail(document: DataplaneDocument) -> None:
             pending[revision.deployment_id] = revision
     blamed: dict[uuid.UUID, list[str]] = defaultdict(list)
     serving: list[str] = []
+    spare = False
     for deployment_id, name, number, reason, labelled in _faults(document, reasons):
         if deployment_id in pending and number in pending[deployment_id].numbers:
             blamed[deployment_id].append(f"Version {number} does not load: {reason}")
         elif labelled or number in named[deployment_id]:
             serving.append(f"Version {number} of {name} does not load: {reason}")
-    if not blamed and (serving or not reasons):
+        else:
+            spare = True
+    if not blamed and (serving or not spare):
         why = "Nothing was changed. " + (" ".join(serving) or document.failure or "The data plane gave no reason.")
         blamed.update({deployment_id: [why] for deployment_id in pending})
     for deployment_id, sentences in blamed.items():
@@ -166,6 +163,7 @@ def _fail(document: DataplaneDocument) -> None:
     document.settled, document.failing = True, sorted(reasons)
     document.save(update_fields=["settled", "failing"])
     logger.warning("routes generation %s failed: %s", document.generation, document.failure or reasons)
+    return bool(blamed) or spare
 
 
 def _reasons(generation: int) -> dict[str, str]:

@@ -8,7 +8,7 @@ from controlplane.catalog.models import ModelVersion, VersionState
 from controlplane.deployments.models import Deployment, VersionLabel
 from controlplane.deployments.publishing import active_routes
 from controlplane.deployments.services.deployments import current
-from controlplane.deployments.services.splits import refusal
+from controlplane.deployments.services.splits import lock_versions, refusal
 from controlplane.deployments.settling import routes_change
 from controlplane.errors import field_error
 
@@ -80,7 +80,7 @@ def _set(actor: Actor, deployment: Deployment, labels: Mapping[str, int]) -> dic
 
 def _check(deployment: Deployment, moved: Mapping[str, int]) -> dict[int, ModelVersion]:
     """The versions that labels move to, by number. Raises DomainError for one that is unknown or not loaded."""
-    found = {v.number: v for v in ModelVersion.objects.filter(model=deployment.model, number__in=moved.values())}
+    found = lock_versions(deployment.model, moved.values())
     routes = active_routes()
     held = {
         number

@@ -1,12 +1,12 @@
 """Moving traffic between versions: every change is a new split revision, and an old one is never edited."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from django.utils import timezone
 
 from controlplane.audit.services import Actor, record
-from controlplane.catalog.models import ModelVersion, VersionState
+from controlplane.catalog.models import ModelVersion, RegisteredModel, VersionState
 from controlplane.deployments.models import Deployment, RevisionState, SplitRevision
 from controlplane.deployments.services.deployments import check_text, current
 from controlplane.deployments.settling import routes_change
@@ -159,16 +159,19 @@ def _check_versions(deployment: Deployment, live: Mapping[int, int], shadow: Map
     """Raises DomainError for the first version that cannot take traffic, naming it."""
     model = deployment.model
     numbers = dict.fromkeys(shadow, "shadow") | dict.fromkeys(live, "shares")
-    found = {
-        version.number: version
-        for version in ModelVersion.objects.filter(model=model, number__in=numbers).only("number", "state", "reason")
-    }
+    found = lock_versions(model, numbers)
     for number, field in sorted(numbers.items()):
         version = found.get(number)
         message = refusal(version, f"Version {number} of {model.name}")
         if message is not None:
             pending = version is not None and version.state in (VersionState.UPLOADED, VersionState.VALIDATING)
             raise field_error("not_ready" if pending else "unknown_version", [field, str(number)], message)
+
+
+def lock_versions(model: RegisteredModel, numbers: Iterable[int]) -> dict[int, ModelVersion]:
+    """Versions by number, locked: none is archived between this look and the end of the change."""
+    rows = ModelVersion.objects.filter(model=model, number__in=list(numbers)).only("number", "state", "reason")
+    return {version.number: version for version in rows.order_by("number").select_for_update(of=("self",))}
 
 
 def refusal(version: ModelVersion | None, name: str) -> str | None:

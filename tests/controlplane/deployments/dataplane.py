@@ -68,7 +68,8 @@ class StandIn:
                 "UPDATE dataplane_document SET state = 'active', activated_at = clock_timestamp() "
                 "WHERE kind = 'routes' AND state = 'preparing' AND generation = (SELECT prepared_generation FROM "
                 "dataplane_process WHERE id = %s) AND NOT EXISTS (SELECT 1 FROM dataplane_process WHERE "
-                "heartbeat_at > now() - interval '5 seconds' AND prepared_generation < generation) RETURNING generation",
+                "heartbeat_at > now() - interval '5 seconds' AND prepared_generation < generation) "
+                "RETURNING generation",
                 [self.id],
             )
             row = cursor.fetchone()

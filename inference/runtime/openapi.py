@@ -10,7 +10,7 @@ from typing import Any
 from inference.contracts import Datatype, DeploymentRoute, TensorSpec, VersionRoute
 from inference.errors import TABLE
 from inference.runtime.plans import plan_of
-from inference.runtime.sample_calls import v1_body, v1_zeros, v2_body, v2_specs
+from inference.runtime.sample_calls import is_whole, v1_body, v1_zeros, v2_body, v2_specs
 
 _JSON_TYPES: dict[Datatype, dict[str, Any]] = {
     Datatype.BOOL: {"type": "boolean"},
@@ -256,13 +256,17 @@ def _row(version: VersionRoute) -> dict[str, Any]:
             "additionalProperties": False,
         }
     if len(inputs) == 1:
-        return _nested(inputs[0], inputs[0].shape[1:])
+        return _nested(inputs[0], _instance_shape(inputs[0], version))
     return {
         "type": "object",
-        "properties": {spec.name: _nested(spec, spec.shape[1:]) for spec in inputs},
+        "properties": {spec.name: _nested(spec, _instance_shape(spec, version)) for spec in inputs},
         "required": [spec.name for spec in inputs],
         "additionalProperties": False,
     }
+
+
+def _instance_shape(spec: TensorSpec, version: VersionRoute) -> tuple[int, ...]:
+    return spec.shape if is_whole(version) else spec.shape[1:]
 
 
 def _prediction(version: VersionRoute) -> dict[str, Any]:
@@ -271,8 +275,11 @@ def _prediction(version: VersionRoute) -> dict[str, Any]:
         return {"type": "object", "properties": {"scores": scores, "label": {"type": ["string", "null"]}}}
     outputs = version.signature.outputs
     if len(outputs) == 1:
-        return _nested(outputs[0], outputs[0].shape[1:])
-    return {"type": "object", "properties": {spec.name: _nested(spec, spec.shape[1:]) for spec in outputs}}
+        return _nested(outputs[0], _instance_shape(outputs[0], version))
+    return {
+        "type": "object",
+        "properties": {spec.name: _nested(spec, _instance_shape(spec, version)) for spec in outputs},
+    }
 
 
 def _v2_tensor(spec: TensorSpec) -> dict[str, Any]:

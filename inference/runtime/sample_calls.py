@@ -29,19 +29,24 @@ def v1_body(version: VersionRoute, sample: Sample | None) -> dict[str, Any] | No
         return None
     inputs = version.signature.inputs
     names = plan_of(version).columns
-    rows = {spec.name: _row_of(spec, _row_shape(spec, names), sample, names) for spec in inputs}
-    row: Any = next(iter(rows.values())) if len(inputs) == 1 else rows
-    if names:
+    whole = is_whole(version)
+    rows = {}
+    for spec in inputs:
+        row: Any = _row_of(spec, _row_shape(spec, names), sample, names)
+        rows[spec.name] = [row] * _batch(spec) if whole and spec.shape else row
+    row = next(iter(rows.values())) if len(inputs) == 1 else rows
+    if names and not whole:
         row = dict(zip(names, row, strict=True))
-    return {"instances": [row] * _batch(inputs[0])}
+    return {"instances": [row] * (1 if whole else _batch(inputs[0]))}
 
 
 def v1_zeros(version: VersionRoute, *, python: bool) -> str:
     """Source, in Python or JavaScript, of an expression that makes a V1 body of zeros."""
-    rows = {spec.name: _source(_zero(spec), spec.shape[1:], python) for spec in version.signature.inputs}
+    start = 0 if is_whole(version) else 1
+    rows = {spec.name: _source(_zero(spec), spec.shape[start:], python) for spec in version.signature.inputs}
     named = "{" + ", ".join(f"{json.dumps(name)}: {row}" for name, row in rows.items()) + "}"
     row = next(iter(rows.values())) if len(rows) == 1 else named
-    batch = _batch(version.signature.inputs[0])
+    batch = _batch(version.signature.inputs[0]) if start else 1
     return '{"instances": ' + (f"[{row}] * {batch}" if python else f"Array({batch}).fill({row})") + "}"
 
 
@@ -74,6 +79,13 @@ def v2_specs(version: VersionRoute) -> tuple[TensorSpec, ...]:
     if version.task.takes_pictures:
         return (TensorSpec(name=inputs[0].name, datatype=Datatype.BYTES, shape=(-1,)),)
     return inputs
+
+
+def is_whole(version: VersionRoute) -> bool:
+    """Whether one instance is a whole tensor: the model has no batch dimension, not even one of a fixed size."""
+    signature = version.signature
+    firsts = {spec.shape[:1] for spec in (*signature.inputs, *signature.outputs)}
+    return not signature.batched and (len(firsts) > 1 or firsts == {()})
 
 
 def _is_large(version: VersionRoute) -> bool:

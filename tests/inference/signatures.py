@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from inference.contracts import (
@@ -17,8 +18,21 @@ from inference.contracts import (
     VersionRoute,
 )
 from inference.errors import InferenceError
+from inference.runtime.plans import Array
 
 JSON = {b"content-type": b"application/json"}
+
+
+def f16(values: Any) -> Array:
+    return np.asarray(values, dtype=np.float16)
+
+
+def f32(values: Any) -> Array:
+    return np.asarray(values, dtype=np.float32)
+
+
+def i64(values: Any) -> Array:
+    return np.asarray(values, dtype=np.int64)
 
 
 def spec(name: str, datatype: str, *shape: int) -> TensorSpec:

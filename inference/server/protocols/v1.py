@@ -133,15 +133,16 @@ def _answer(style: Style, outputs: dict[str, Array], version: VersionRoute) -> d
     if version.task.takes_pictures:
         return {"predictions" if style.by_row else "outputs": labelled(version, outputs)}
     values = {name: to_json(array) for name, array in outputs.items()}
-    if style.by_row and (style.count == 1 or all(array.shape[:1] == (style.count,) for array in outputs.values())):
-        if style.count == 1:
-            # Without a batch dimension the whole output belongs to the one instance.
-            values = {n: v[0] if outputs[n].shape[:1] == (1,) else v for n, v in values.items()}
-            return {"predictions": [next(iter(values.values())) if len(values) == 1 else values]}
-        if len(values) == 1:
-            return {"predictions": next(iter(values.values()))}
-        return {"predictions": [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]}
-    return {"outputs": next(iter(values.values())) if len(values) == 1 else values}
+    if not style.by_row:
+        return {"outputs": next(iter(values.values())) if len(values) == 1 else values}
+    count = style.count
+    if count == 1 or any(array.shape[:1] != (count,) for array in outputs.values()):
+        # One prediction; without a batch dimension it is the whole output.
+        values = {name: value[0] if outputs[name].shape[:1] == (1,) else value for name, value in values.items()}
+        return {"predictions": [next(iter(values.values())) if len(values) == 1 else values]}
+    if len(values) == 1:
+        return {"predictions": next(iter(values.values()))}
+    return {"predictions": [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]}
 
 
 def status(deployment: DeploymentRoute, ready: Collection[int], number: int | None) -> bytes:

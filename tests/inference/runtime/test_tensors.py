@@ -1,15 +1,17 @@
 """JSON values and buffers to tensors: every bad cell is named, every good one is exact."""
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 from inference.contracts import Datatype
+from inference.errors import TABLE, InferenceError
 from inference.runtime.plans import NUMPY_DTYPES, Array, TensorPlan, plan_of
 from inference.runtime.tensors import dumps, from_buffer, from_flat, from_json, non_finite_warnings, to_json
-from tests.inference.signatures import refused, spec, version_of
+from tests.inference.signatures import f32, refused, spec, version_of
 
 pytestmark = pytest.mark.unit
 
@@ -30,7 +32,7 @@ def test_the_limits_of_every_integer_type_are_exact(datatype: Datatype) -> None:
     assert array.dtype == NUMPY_DTYPES[datatype]
     assert array.tolist() == [limits.min, limits.max]
     for wrong in (limits.min - 1, limits.max + 1, float(2**70)):
-        error = refused(lambda wrong=wrong: convert([0, wrong], tensor), "out_of_range", 422)
+        error = refused(partial(convert, [0, wrong], tensor), "out_of_range", 422)
         assert [located["loc"] for located in error.errors] == [["cell", 1]]
 
 
@@ -45,7 +47,7 @@ def test_a_double_that_overflows_the_float_type_is_out_of_range(datatype: str, l
 def test_minus_zero_and_subnormals_are_kept() -> None:
     array = convert([[-0.0, 1e-45]], plan("FP32", -1, 2))
     assert math.copysign(1, array[0, 0]) == -1
-    assert array[0, 1] == np.float32(1e-45) != 0
+    assert array[0, 1] == f32(1e-45) != 0
 
 
 def test_whole_numbers_sent_as_floats_are_integers() -> None:
@@ -158,7 +160,7 @@ def test_texts_are_kept_and_bad_ones_refused() -> None:
     tensor = plan("BYTES", -1)
     assert convert(["é", "", {"b64": "w6k="}], tensor).tolist() == ["é", "", "é"]
     for wrong in ("a\0", "\ud800", {"b64": "AA=="}, {"b64": "/w=="}):
-        error = refused(lambda wrong=wrong: convert(["ok", wrong], tensor), "bad_text", 422)
+        error = refused(partial(convert, ["ok", wrong], tensor), "bad_text", 422)
         assert error.errors[0]["loc"] == ["cell", 1]
 
 
@@ -177,7 +179,7 @@ def test_a_buffer_is_the_array_it_was_made_from(datatype: Datatype) -> None:
 
 def test_bad_values_in_a_buffer_are_found() -> None:
     tensor = plan("FP32", -1, 2)
-    content = np.float32([[1, 2], [np.nan, 4]]).tobytes()
+    content = f32([[1, 2], [np.nan, 4]]).tobytes()
     error = refused(lambda: from_buffer(memoryview(content), (2, 2), tensor, lambda path: [*path]), "non_finite", 400)
     assert error.errors[0]["loc"] == [2]
     refused(lambda: from_buffer(memoryview(b"\2"), (1,), plan("BOOL", -1), lambda path: [*path]), "wrong_type", 422)
@@ -208,7 +210,7 @@ def test_a_flat_list_names_its_bad_cell_by_index() -> None:
 
 
 def test_answers_hold_null_and_never_bare_nan() -> None:
-    outputs = {"y": np.float32([[np.nan, np.inf, 0.1]]), "z": np.array([1])}
+    outputs = {"y": f32([[np.nan, np.inf, 0.1]]), "z": np.array([1])}
     assert dumps({name: to_json(array) for name, array in outputs.items()}) == b'{"y":[[null,null,0.1]],"z":[1]}'
     assert non_finite_warnings(outputs) == ["2 of 3 values of output y are not finite and are sent as null."]
 
@@ -216,9 +218,9 @@ def test_answers_hold_null_and_never_bare_nan() -> None:
 @pytest.mark.parametrize(
     ("array", "text"),
     [
-        (np.float32(3), b"3.0"),
+        (f32(3), b"3.0"),
         (np.array(3, dtype=np.float16), b"3.0"),
-        (np.float32([[1, 2], [3, 4]]).T, b"[[1.0,3.0],[2.0,4.0]]"),
+        (f32([[1, 2], [3, 4]]).T, b"[[1.0,3.0],[2.0,4.0]]"),
         (np.zeros((0, 2), np.float32), b"[]"),
         (np.array([[True]]), b"[[true]]"),
         (np.array([2**64 - 1], np.uint64), b"[18446744073709551615]"),
@@ -237,8 +239,6 @@ def test_random_trees_convert_or_are_refused_but_never_crash() -> None:
         if depth == 0 or random.random() < 0.15:
             return cells[random.integers(len(cells))]
         return [tree(depth - 1) for _ in range(random.integers(0, 4))]
-
-    from inference.errors import TABLE, InferenceError
 
     tensors = [
         plan(kind, *shape) for kind in ("FP32", "INT8", "BOOL", "BYTES") for shape in ((-1,), (-1, 2), (2, -1, 1))

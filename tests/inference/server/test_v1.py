@@ -12,7 +12,7 @@ from inference.contracts import Activation, Task, VersionRoute
 from inference.errors import InferenceError
 from inference.runtime.plans import Array
 from inference.server.protocols import Call, v1
-from tests.inference.signatures import JSON, deployment_of, refused, spec, version_of
+from tests.inference.signatures import JSON, deployment_of, f32, i64, refused, spec, version_of
 
 pytestmark = pytest.mark.unit
 
@@ -81,7 +81,7 @@ def test_columns_are_read_bare_or_by_name(version: VersionRoute, inputs: Any, ex
 
 def test_the_answer_has_the_form_of_the_call() -> None:
     rows, columns = decode({"instances": [[1, 2, 3]] * 2}), decode({"inputs": [[1, 2, 3]] * 2})
-    one = {"y": np.float32([[0.1], [0.2]])}
+    one = {"y": f32([[0.1], [0.2]])}
     assert answer(rows, one) == {"predictions": [[0.1], [0.2]]}
     assert answer(columns, one) == {"outputs": [[0.1], [0.2]]}
     two = {"label": np.array([3, 4]), "text": np.array([["a"], ["b"]], dtype=object)}
@@ -91,10 +91,10 @@ def test_the_answer_has_the_form_of_the_call() -> None:
 
 def test_one_row_is_answered_with_one_prediction() -> None:
     call = decode({"instances": [[1, 2, 3]]})
-    assert answer(call, {"y": np.float32([[0.5]])}) == {"predictions": [[0.5]]}
-    assert answer(call, {"y": np.float32([0.5])}) == {"predictions": [0.5]}
-    assert answer(call, {"y": np.float32(0.5)[()].reshape(())}) == {"predictions": [0.5]}
-    assert answer(call, {"y": np.float32([[1]]), "z": np.int64([2])}) == {"predictions": [{"y": [1.0], "z": 2}]}
+    assert answer(call, {"y": f32([[0.5]])}) == {"predictions": [[0.5]]}
+    assert answer(call, {"y": f32([0.5])}) == {"predictions": [0.5]}
+    assert answer(call, {"y": f32(0.5)}) == {"predictions": [0.5]}
+    assert answer(call, {"y": f32([[1]]), "z": i64([2])}) == {"predictions": [{"y": [1.0], "z": 2}]}
 
 
 def test_a_model_without_a_batch_dimension_takes_one_instance() -> None:
@@ -104,25 +104,26 @@ def test_a_model_without_a_batch_dimension_takes_one_instance() -> None:
         assert call.inputs["x"].tolist() == [1, 2, 3]
         assert call.rows == 1
     call = decode({"instances": [[1, 2, 3]]}, fixed)
-    assert answer(call, {"y": np.float32([1, 2])}, fixed) == {"predictions": [[1, 2]]}
+    assert answer(call, {"y": f32([1, 2])}, fixed) == {"predictions": [[1, 2]]}
     one = version_of(spec("x", "FP32", 1, 3), batched=False)
     assert decode({"instances": [[1, 2, 3]]}, one).inputs["x"].shape == (1, 3)
 
 
 def test_values_that_are_not_finite_are_null_with_a_warning() -> None:
     call = decode({"instances": [[1, 2, 3]]})
-    body = answer(call, {"y": np.float32([[np.nan]])})
+    body = answer(call, {"y": f32([[np.nan]])})
     assert body["predictions"] == [[None]]
     assert "y" in body["warnings"][0]
 
 
 def test_pictures_are_returned_as_they_came() -> None:
     b64 = {"b64": base64.b64encode(PNG).decode()}
-    for body in ({"instances": [b64, b64]}, {"instances": [{"pixels": b64}] * 2}, {"inputs": [b64, b64]}):
+    bodies: list[Any] = [{"instances": [b64, b64]}, {"instances": [{"pixels": b64}] * 2}, {"inputs": [b64, b64]}]
+    for body in bodies:
         call = decode(body, PICTURES)
         assert (call.pictures, call.rows, call.inputs) == ([PNG, PNG], 2, {})
-    for body in ({"inputs": b64}, {"inputs": {"pixels": [b64]}}):
-        assert decode(body, PICTURES).pictures == [PNG]
+    for single in [{"inputs": b64}, {"inputs": {"pixels": [b64]}}]:
+        assert decode(single, PICTURES).pictures == [PNG]
     for kind in ("image/png", "IMAGE/JPEG", "application/dicom; transfer-syntax=1.2"):
         assert decode(PNG, PICTURES, kind).pictures == [PNG]
     assert decode({"instances": [[[[1, 2], [3, 4]]]]}, PICTURES).inputs["pixels"].shape == (1, 1, 2, 2)
@@ -130,7 +131,7 @@ def test_pictures_are_returned_as_they_came() -> None:
 
 def test_pictures_are_answered_with_labelled_scores() -> None:
     call = decode(PNG, PICTURES, "image/png")
-    body = answer(call, {"logits": np.float32([[0.25, 0.75]])}, PICTURES)
+    body = answer(call, {"logits": f32([[0.25, 0.75]])}, PICTURES)
     assert body == {"predictions": [{"scores": {"no": 0.25, "yes": 0.75}, "label": "yes"}]}
 
 
@@ -223,7 +224,7 @@ def test_a_bad_body_is_refused_by_its_code(body: bytes, code: str, status: int) 
 def test_a_byte_order_mark_is_accepted_and_deep_or_long_numbers_are_not_a_crash() -> None:
     assert decode(b"\xef\xbb\xbf" + GOOD).rows == 1
     assert decode(b'{"instances": [[-0.0, 1e-320, 1e-45]]}').rows == 1
-    assert decode(b'{"instances": [[1' + b"0" * 30 + b", 2, 3]]}").inputs["x"][0, 0] == np.float32(1e30)
+    assert decode(b'{"instances": [[1' + b"0" * 30 + b", 2, 3]]}").inputs["x"][0, 0] == f32(1e30)
     assert decode(b'{"instances": [[1, 2, 3]], "note": "a:b \\\\u0000 \\":"}').rows == 1
 
 

@@ -12,7 +12,7 @@ from inference.contracts import Datatype, Task, VersionRoute
 from inference.errors import InferenceError
 from inference.runtime.plans import NUMPY_DTYPES, Array
 from inference.server.protocols import Call, v2
-from tests.inference.signatures import JSON, deployment_of, refused, spec, version_of
+from tests.inference.signatures import JSON, deployment_of, f16, f32, i64, refused, spec, version_of
 
 OPERATORS = Path(__file__).parents[4] / "shared" / "data" / "conformance" / "onnx_operators"
 THREE = version_of()
@@ -51,7 +51,7 @@ def test_flat_and_nested_data_are_the_same_tensor(data: Any) -> None:
 
 @pytest.mark.unit
 def test_binary_inputs_are_taken_in_order() -> None:
-    a, b = np.float16([[1, 2], [3, 4]]), np.int64([5, 6])
+    a, b = f16([[1, 2], [3, 4]]), i64([5, 6])
     inputs = [
         {"name": "b", "datatype": "INT64", "shape": [2], "parameters": {"binary_data_size": 16}},
         {"name": "a", "datatype": "FP16", "shape": [2, 2], "parameters": {"binary_data_size": 8}},
@@ -99,7 +99,7 @@ def test_pictures_are_elements_of_a_bytes_tensor() -> None:
 
 @pytest.mark.unit
 def test_the_answer_holds_the_outputs_that_were_asked_for() -> None:
-    outputs = {"y": np.float32([[0.1]]), "z": np.array([True])}
+    outputs = {"y": f32([[0.1]]), "z": np.array([True])}
     inputs = [
         {"name": "a", "datatype": "FP16", "shape": [1, 2], "data": [1, 2]},
         {"name": "b", "datatype": "INT64", "shape": [1], "data": [3]},
@@ -120,7 +120,7 @@ def test_the_answer_holds_the_outputs_that_were_asked_for() -> None:
     assert document["id"] == "our-id"
     assert [output["name"] for output in document["outputs"]] == ["z", "y"]
     assert document["outputs"][1]["parameters"] == {"binary_data_size": 4}
-    assert rest == np.float32(0.1).tobytes()
+    assert rest == f32(0.1).tobytes()
     every = {"inputs": inputs, "parameters": {"binary_data_output": True}}
     document, rest = answer(decode(every, version=TWO), outputs, TWO)
     assert len(rest) == 5
@@ -134,7 +134,7 @@ def test_texts_and_values_that_are_not_finite_are_answered() -> None:
     assert document["outputs"][0]["data"] == ["é"]
     call.style.binary = True
     assert answer(call, {"t": np.array(["é", b"x"], dtype=object)}, TEXT)[1] == b"\2\0\0\0\xc3\xa9\1\0\0\0x"
-    document, _ = answer(decode({"inputs": [X]}), {"y": np.float32([[np.inf], [1]])})
+    document, _ = answer(decode({"inputs": [X]}), {"y": f32([[np.inf], [1]])})
     assert document["outputs"][0]["data"] == [None, 1.0]
     assert "y" in document["parameters"]["warnings"]
 
@@ -144,7 +144,7 @@ def test_texts_and_values_that_are_not_finite_are_answered() -> None:
 def test_an_id_that_cannot_be_kept_is_replaced(given: str) -> None:
     call = decode({"id": given, "inputs": [X]})
     assert call.client_id == ""
-    assert answer(call, {"y": np.float32([[1], [2]])})[0]["id"] == "our-id"
+    assert answer(call, {"y": f32([[1], [2]])})[0]["id"] == "our-id"
 
 
 BAD: list[tuple[Any, str, int]] = [
@@ -265,7 +265,7 @@ def test_binary_data_of_the_wrong_length_is_refused(size: Any, sent: int, code: 
 @pytest.mark.unit
 def test_binary_values_are_checked_too() -> None:
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, 3], "parameters": {"binary_data_size": 12}}
-    content = np.float32([1, np.nan, 3]).tobytes()
+    content = f32([1, np.nan, 3]).tobytes()
     error = refused(lambda: decode({"inputs": [tensor]}, content), "non_finite", 400)
     assert error.errors[0]["loc"] == ["inputs", 0, "data", 1]
     refused(lambda: decode({"inputs": [{**tensor, "data": [1, 2, 3]}]}, content), "invalid_input", 422)
@@ -284,7 +284,7 @@ def test_other_content_types_are_refused(kind: bytes) -> None:
 @pytest.mark.unit
 def test_mutated_requests_are_decoded_or_refused_but_never_crash() -> None:
     random = np.random.default_rng(5)
-    content = np.float32([1, 2, 3]).tobytes()
+    content = f32([1, 2, 3]).tobytes()
     binary = {"name": "x", "datatype": "FP32", "shape": [1, 3], "parameters": {"binary_data_size": 12}}
     seeds = [
         (json.dumps({"inputs": [X], "outputs": [{"name": "y"}]}).encode(), b""),

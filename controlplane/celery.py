@@ -22,7 +22,8 @@ app.conf.update(
         "retry_on_timeout": True,
     },
     task_publish_retry_policy={"max_retries": 2, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 0.5},
-    task_queues=(Queue("celery"), Queue("heavy"), Queue("validation")),
+    # Each with its own routing key: queues that share one would each get a copy of every message.
+    task_queues=tuple(Queue(name, routing_key=name) for name in ("celery", "heavy", "validation")),
     task_default_queue="celery",
     task_acks_late=True,
     task_reject_on_worker_lost=False,

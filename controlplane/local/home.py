@@ -68,8 +68,8 @@ class Home:
             if not self.root.exists():
                 self.root.mkdir(parents=True)
                 self.root.chmod(0o711 if os.geteuid() == 0 else 0o700)
-            for folder in (self.run, self.log, self.redis, self.root / "artifacts", self.root / "spool"):
-                folder.mkdir(mode=0o700, exist_ok=True)
+            for name in ("run", "log", "redis", "artifacts", "spool", "static"):
+                (self.root / name).mkdir(mode=0o700, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
                 pass
         except OSError as error:

@@ -62,7 +62,7 @@ def main() -> int:
             if time.monotonic() > end:
                 sys.stdout.write(f"{silent} after {within_s:.0f} s\n")
                 return 1
-            time.sleep(0.05)
+            time.sleep(0.25)
     return 0
 
 

@@ -20,10 +20,12 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def handle(self, *args: Any, **options: Any) -> None:
+        home = Home(settings.SIGNALBOX_HOME)
+        home.create()
         executor = MigrationExecutor(connection)
         if executor.migration_plan(executor.loader.graph.leaf_nodes()):
             call_command("migrate", interactive=False, verbosity=options["verbosity"])
-        self._ensure_admin(Home(settings.SIGNALBOX_HOME))
+        self._ensure_admin(home)
 
     def _ensure_admin(self, home: Home) -> None:
         """The password is kept before the account exists: one that nobody knows would lock everybody out."""

@@ -292,6 +292,8 @@ def _grey(dataset: Dataset, pixels: np.ndarray, notes: list[str]) -> np.ndarray:
     luts = dataset.get("VOILUTSequence")
     if luts and luts[0].get("LUTData") is not None:
         bits = int(luts[0].LUTDescriptor[2])
+        if not 8 <= bits <= 16:
+            raise ValueError("a VOI LUT has entries of 8 to 16 bits")
         return _stretched(np.asarray(apply_voi(values.astype(pixels.dtype, copy=False), dataset)), 0, 2.0**bits - 1)
     window = _window(dataset)
     if window is not None:

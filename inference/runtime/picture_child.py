@@ -37,6 +37,11 @@ def call_child(function: str, argument: bytes, *, pictures: int = 1) -> bytes:
         return _sandbox.call(function, argument, limits).output
 
 
+def close_children() -> None:
+    """End the warm parent; the next call starts another."""
+    _sandbox.close()
+
+
 def killed_error(killed: SandboxKilled, *, dicom: bool) -> InferenceError:
     """What the sender is told about a picture whose child was ended."""
     if killed.reason == "memory":

@@ -6,10 +6,10 @@ of 16 bits keeps its upper 8; colour profiles are ignored. A picture that is dam
 it is ever guessed. Decoding happens in throw-away children with caps on pixels, memory and time.
 """
 
-import contextlib
 import functools
 import hashlib
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -146,6 +146,13 @@ def open_picture(data: bytes, kind: Kind) -> Image.Image:
     """A whole PNG or JPEG, upright, in the mode its file has; raises InferenceError with one of the picture codes."""
     end = _whole(data, kind)
     _check_rest(data[end:])
+    # Pillow warns of metadata that is odd, which is no matter here: none of it is kept.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _upright(_loaded(data, kind))
+
+
+def _loaded(data: bytes, kind: Kind) -> Image.Image:
     try:
         image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
         check_size(*image.size)
@@ -156,10 +163,15 @@ def open_picture(data: bytes, kind: Kind) -> Image.Image:
             raise InferenceError("corrupt_image", "The picture's data ends before its last rows.")
     except (*MALFORMED, SyntaxError) as error:
         raise InferenceError("corrupt_image") from error
-    # Pillow reads a damaged EXIF block in several ways, all of them errors; the pixels are none the worse for it.
-    with contextlib.suppress(*MALFORMED, SyntaxError):
-        image = ImageOps.exif_transpose(image)
     return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # A damaged EXIF block is an error in one of several ways; the pixels are none the worse for it.
+    try:
+        return ImageOps.exif_transpose(image)
+    except (*MALFORMED, SyntaxError):
+        return image
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -191,7 +203,7 @@ def decode_in_child(argument: bytes) -> bytes:
 
 def _decode_one(data: bytes, pipeline: Pipeline, config: dict[str, Any]) -> _Answer:
     try:
-        image, acquisition, warnings = read_any(data)
+        image, acquisition, notes = read_any(data)
         tensor = pipeline(image)
     except InferenceError as error:
         return _Answer(code=error.code, message=error.message)
@@ -199,7 +211,7 @@ def _decode_one(data: bytes, pipeline: Pipeline, config: dict[str, Any]) -> _Ans
         shape=tensor.shape,
         tensor=tensor.tobytes(),
         stats=statistics(image, hashlib.sha256(data).hexdigest()),
-        warnings=warnings + out_of_scope(image, acquisition, config),
+        warnings=notes + out_of_scope(image, acquisition, config),
     )
 
 

@@ -27,7 +27,7 @@ def version(preprocessor: dict[str, Any] | None = None, **fields: Any) -> Versio
     """A version whose model takes grey pictures of 8 x 8."""
     image = TensorSpec(name="image", datatype=Datatype.FP32, shape=(-1, 1, 8, 8))
     scores = TensorSpec(name="scores", datatype=Datatype.FP32, shape=(-1, 3))
-    given = {
+    given: dict[str, Any] = {
         "id": "v1",
         "model": "chest",
         "number": 1,

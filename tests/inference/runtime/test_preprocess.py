@@ -75,7 +75,8 @@ def test_it_makes_the_pixels_that_transformers_makes(
 ) -> None:
     pipeline = Pipeline.from_config({**config, "image_processor_type": f"{family}ImageProcessor{suffix}"})
     tensor = pipeline(picture())
-    assert (tensor.shape, tensor.dtype) == (shape, np.float32)
+    assert tensor.shape == shape
+    assert tensor.dtype == np.float32
     values = tensor.astype(np.float64)
     assert values.sum() == pytest.approx(total, abs=0.002)
     assert (values * np.cos(np.arange(values.size)).reshape(shape)).sum() == pytest.approx(weighted, abs=0.002)

@@ -161,10 +161,23 @@ def latency_figures(deployment: Deployment, window: Window) -> LatencyFigures:
             name = f"v{number} {part} p95"
             split[name] = found.quantiles(number, 0.95, part)
             colours[name], dashes[name] = charts.version_colour(number), dash
-    shared = {"unit": "ms", "since": window.since, "until": window.until, "marks": _marks(deployment, window)}
+    marks = _marks(deployment, window)
+
+    def chart(values: dict[str, list[float | None]]) -> charts.Figure:
+        return charts.lines(
+            found.times,
+            values,
+            colours,
+            unit="ms",
+            since=window.since,
+            until=window.until,
+            marks=marks,
+            dashes=dashes,
+        )
+
     return LatencyFigures(
-        quantiles=charts.lines(found.times, lines, colours, dashes=dashes, **shared),
-        split=charts.lines(found.times, split, colours, dashes=dashes, **shared),
+        quantiles=chart(lines),
+        split=chart(split),
         rows=_rows(found),
         empty=found.total().calls == 0,
     )

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from controlplane.deployments.models import BASIS_POINTS, Deployment, RevisionState, SplitRevision
+from controlplane.deployments.models import Deployment, RevisionState, SplitRevision
 from controlplane.monitoring.series import series
+from inference.contracts import BASIS_POINTS
 
 RECENT = timedelta(minutes=10)
 TABS = (

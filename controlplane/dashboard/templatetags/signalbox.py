@@ -134,3 +134,23 @@ def as_json(value: Any) -> SafeString:
     return mark_safe(  # noqa: S308 - the three characters that could end the element are escaped
         text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     )
+
+
+@register.filter
+def tail(identifier: Any) -> str:
+    """The last characters of an id: a UUIDv7 begins with its time, so its end tells two apart."""
+    return str(identifier)[-12:]
+
+
+@register.filter
+def brief_scores(scores: dict[str, list[Any]] | None) -> str:
+    """The highest score of a one-row prediction, `fraud 0.03`; of several rows their number."""
+    if not scores:
+        return "–"
+    first = {name: values[0] for name, values in scores.items() if isinstance(values, list) and values}
+    known = {name: value for name, value in first.items() if isinstance(value, int | float)}
+    if not known:
+        return "–"
+    best = max(known, key=lambda name: known[name])
+    rows = max(len(values) for values in scores.values())
+    return f"{best} {known[best]:.3f}" + (f" and {rows - 1} more rows" if rows > 1 else "")

@@ -70,7 +70,7 @@ def create(request: HttpRequest) -> HttpResponse:
             show(form, error)
         else:
             messages.success(request, f"{made.name} is there. It answers once a split is applied.")
-            return redirect("traffic", name=made.name)
+            return redirect("pages:traffic", name=made.name)
     return render(request, "deployments/new.html", {"form": form}, status=422)
 
 
@@ -163,7 +163,7 @@ def save_settings(request: HttpRequest, name: str) -> HttpResponse:
             show(form, error)
         else:
             messages.success(request, f"The settings of {deployment.name} are saved.")
-            return redirect("settings", name=name)
+            return redirect("pages:settings", name=name)
     return _settings_page(request, deployment, form, status=422)
 
 
@@ -180,7 +180,7 @@ def save_label(request: HttpRequest, name: str) -> HttpResponse:
     else:
         said = f"now names version {number}" if number is not None else "is taken away"
         messages.success(request, f"The label “{label}” {said}.")
-    return redirect("settings", name=name)
+    return redirect("pages:settings", name=name)
 
 
 @require_POST
@@ -190,14 +190,14 @@ def retire(request: HttpRequest, name: str) -> HttpResponse:
     require(request, Right.DEPLOY, deployment.team_id)
     if request.POST.get("name") != deployment.name:
         messages.error(request, f"Nothing was done: to retire it, type its name, {deployment.name}.")
-        return redirect("settings", name=name)
+        return redirect("pages:settings", name=name)
     try:
         retire_deployment(actor=person_actor(request), deployment=deployment)
     except DomainError as error:
         messages.error(request, str(error))
-        return redirect("settings", name=name)
+        return redirect("pages:settings", name=name)
     messages.success(request, f"{deployment.name} is retired: its calls are answered 410.")
-    return redirect("deployments")
+    return redirect("pages:deployments")
 
 
 def _settings_page(request: HttpRequest, deployment: Deployment, form: SettingsForm, status: int = 200) -> HttpResponse:

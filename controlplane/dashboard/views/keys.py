@@ -68,4 +68,4 @@ def revoke(request: HttpRequest, key_id: uuid.UUID) -> HttpResponse:
     found = get_object_or_404(ApiKey.objects.for_user(user_of(request)).select_related("team"), pk=key_id)
     revoke_key(actor=person_actor(request), key=found)
     messages.success(request, f"“{found.label}” is revoked: within five seconds no call with it is answered.")
-    return redirect("key", key_id=key_id)
+    return redirect("pages:key", key_id=key_id)

@@ -65,11 +65,11 @@ def _told(request: HttpRequest, revision: SplitRevision) -> HttpResponse:
     words = " and ".join(f"version {n} {share:g} %" for n, share in shares if share)
     if revision.state == RevisionState.FAILED:
         messages.error(request, f"No traffic has moved. {revision.failure}")
-        return redirect("traffic", name=name)
+        return redirect("pages:traffic", name=name)
     if revision.state == RevisionState.ACTIVE:
         messages.success(request, f"Done: of {name}, {words} answers now.")
     else:
         messages.warning(request, f"Revision {revision.number} is recorded ({words}) and takes over once it is loaded.")
-    response = redirect("traffic", name=name)
+    response = redirect("pages:traffic", name=name)
     response["Location"] += f"?applied={revision.number}"
     return response

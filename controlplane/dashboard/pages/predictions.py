@@ -1,0 +1,106 @@
+"""The prediction log as people search it, and one prediction with all that is known of it."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlencode
+
+from controlplane.accounts.models import ApiKey
+from controlplane.deployments.models import Deployment
+from controlplane.predictions.models import Feedback, Prediction
+from controlplane.predictions.partitions import first_id
+from inference.contracts import Outcome
+
+PAGE_SIZE = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What a person asked for; text that makes no sense finds nothing rather than failing."""
+
+    text: str
+    version: int | None
+    outcome: str
+    before: uuid.UUID | None
+
+    def query(self, **changed: str) -> str:
+        """The query string of this search with `changed` put in."""
+        asked = {"q": self.text, "version": str(self.version or ""), "outcome": self.outcome} | changed
+        return urlencode({name: value for name, value in asked.items() if value})
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionList:
+    rows: list[Prediction]
+    search: Search
+    older: str
+    outcomes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionPage:
+    """One prediction. `inputs` and `outputs` are None where the asker may not see payloads, or none were kept."""
+
+    prediction: Prediction
+    key_label: str
+    feedback: list[Feedback]
+    scores: list[tuple[str, Any]]
+    may_see_payload: bool
+    inputs: dict[str, Any] | None
+    outputs: dict[str, Any] | None
+
+
+def _uuid(text: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None
+
+
+def read_search(query: Mapping[str, str]) -> Search:
+    version = query.get("version", "")
+    outcome = query.get("outcome", "")
+    return Search(
+        text=query.get("q", "").replace("\x00", "").strip()[:128],
+        version=int(version) if version.isascii() and version.isdigit() and len(version) < 9 else None,
+        outcome=outcome if outcome in Outcome else "",
+        before=_uuid(query.get("before", "")),
+    )
+
+
+def prediction_list(deployment: Deployment, search: Search, since: datetime) -> PredictionList:
+    """One page, newest first. One query, bounded by the partitions since `since` and by the page."""
+    found = Prediction.objects.of_deployments([deployment.pk]).filter(id__gte=first_id(since))
+    if search.text:
+        identifier = _uuid(search.text)
+        # An id is found at any age; a client's own id within the window.
+        found = (
+            Prediction.objects.of_deployments([deployment.pk]).filter(pk=identifier)
+            if identifier
+            else found.filter(client_id=search.text)
+        )
+    if search.version is not None:
+        found = found.filter(version=search.version)
+    if search.outcome:
+        found = found.filter(outcome=search.outcome)
+    if search.before is not None:
+        found = found.filter(id__lt=search.before)
+    rows = list(found.defer("inputs", "outputs", "context", "pictures", "warnings").order_by("-id")[: PAGE_SIZE + 1])
+    older = search.query(before=str(rows[PAGE_SIZE - 1].pk)) if len(rows) > PAGE_SIZE else ""
+    return PredictionList(rows[:PAGE_SIZE], search, older, [outcome.value for outcome in Outcome])
+
+
+def prediction_page(prediction: Prediction, may_see_payload: bool) -> PredictionPage:
+    """Two queries: the key's label, the feedback."""
+    key = ApiKey.objects.filter(pk=prediction.key_id).first() if prediction.key_id else None
+    return PredictionPage(
+        prediction=prediction,
+        key_label=key.label if key else "–",
+        feedback=list(Feedback.objects.filter(prediction_id=prediction.pk).order_by("-number")),
+        scores=sorted((prediction.scores or {}).items()),
+        may_see_payload=may_see_payload,
+        inputs=prediction.inputs if may_see_payload else None,
+        outputs=prediction.outputs if may_see_payload else None,
+    )

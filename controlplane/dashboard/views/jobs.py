@@ -1,0 +1,48 @@
+"""Jobs: what waits, what runs, what failed and why."""
+
+import uuid
+
+from django.contrib import messages
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils import timezone
+from django.views.decorators.http import require_POST, require_safe
+
+from controlplane.accounts.models import Right
+from controlplane.audit.requests import person_actor
+from controlplane.dashboard.access import require, require_anywhere, user_of
+from controlplane.dashboard.pages.jobs import jobs_page, read_job_search, visible_jobs
+from controlplane.dashboard.views.frame import live_partial
+from controlplane.errors import DomainError
+from controlplane.jobs.services import cancel_job
+
+
+@require_safe
+def jobs(request: HttpRequest) -> HttpResponse:
+    require_anywhere(request, Right.VIEW)
+    context = {"page": jobs_page(user_of(request), read_job_search(request.GET), timezone.now())}
+    if request.headers.get("HX-Request"):
+        return live_partial(request, "jobs/_rows.html", context)
+    return render(request, "jobs/list.html", context)
+
+
+@require_safe
+def job(request: HttpRequest, job_id: uuid.UUID) -> HttpResponse:
+    found = get_object_or_404(visible_jobs(user_of(request)), pk=job_id)
+    context = {"job": found, "waited_s": found.seconds_waiting(timezone.now())}
+    if request.headers.get("HX-Request"):
+        return live_partial(request, "jobs/_job.html", context)
+    return render(request, "jobs/detail.html", context)
+
+
+@require_POST
+def cancel(request: HttpRequest, job_id: uuid.UUID) -> HttpResponse:
+    found = get_object_or_404(visible_jobs(user_of(request)), pk=job_id)
+    require(request, Right.DEPLOY, found.deployment.team_id)
+    try:
+        cancel_job(actor=person_actor(request), job=found)
+    except DomainError as error:
+        messages.error(request, str(error))
+    else:
+        messages.success(request, "The job is cancelled.")
+    return redirect("pages:job", job_id=job_id)

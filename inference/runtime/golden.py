@@ -4,6 +4,7 @@ Three forms: a folder with ONNX's test_data_set_N/{input,output}_K.pb, a zip of 
 per input and output name. Nothing is unpacked to disk; what an archive may hold is bounded before it is read.
 """
 
+import encodings.cp437  # noqa: F401 — what zipfile asks for when it opens an archive, too late in a confined child
 import io
 import re
 import zipfile

@@ -149,6 +149,26 @@ def default_activation(task: Task, tail: Tail, width: int | None) -> Activation:
     return Activation.NONE
 
 
+def check_task(task: Task, output: TensorSpec) -> None:
+    """Raise InferenceError validation_error where the score output cannot mean what a given task says."""
+    if task is Task.TENSOR:
+        return
+    if task is Task.TABULAR_REGRESSION:
+        if output.datatype in (Datatype.BYTES, Datatype.BOOL):
+            raise InferenceError("validation_error", f"A {task} needs an output of numbers, not {output.datatype}.")
+        return
+    if output.datatype not in _FLOATS:
+        raise InferenceError(
+            "validation_error",
+            f"The task {task} needs an output of scores in floating point; {output.name} is {output.datatype}.",
+        )
+    if len(output.shape) > 2 and any(size > 1 for size in output.shape[2:]):
+        raise InferenceError(
+            "validation_error",
+            f"The task {task} needs an output of [n, labels]; {output.name} has the shape {list(output.shape)}.",
+        )
+
+
 def check_labels(labels: Sequence[str], task: Task, width: int | None, carried: Sequence[str]) -> None:
     """Raise InferenceError bad_labels where they do not fit: `width` scores, `carried` the file's own labels."""
     if not labels:

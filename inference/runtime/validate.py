@@ -33,6 +33,9 @@ FUNCTION = "inference.runtime.validate:validate_bytes"
 MAX_MODEL_BYTES = 2**31 - 1  # protobuf's own bound
 WALL_S = 25.0
 _MEMORY_FLOOR = 2 * 1024**3
+_LARGE_BYTES = 100 * 1024**2
+_LARGE_BYTES_PER_S = 20 * 1024**2
+_CHILD_FILE_BYTES = 1024**2
 # Made-up inputs are tried with these sizes of their free dimensions, then with these values in every cell.
 _SIZES = (1, 8, 64, 224)
 _VALUES = (None, 0.0)
@@ -63,8 +66,12 @@ class _Finding(msgspec.Struct):
 
 
 def limits_for(model_bytes: int) -> Limits:
-    """2 GB and six times the file (parsed, loaded, optimised, run); 25 s on the clock, so that a report comes by 30."""
-    return Limits(memory_bytes=_MEMORY_FLOOR + 6 * model_bytes, cpu_s=2 * WALL_S, wall_s=WALL_S, file_bytes=2**20)
+    """2 GB and six times the file (parsed, loaded, optimised, run). 25 s, so that a report comes by 30; files beyond
+    100 MB, which are slow to load without malice, get a second more per 20 MB."""
+    wall_s = WALL_S + max(0, model_bytes - _LARGE_BYTES) / _LARGE_BYTES_PER_S
+    return Limits(
+        memory_bytes=_MEMORY_FLOOR + 6 * model_bytes, cpu_s=2 * wall_s, wall_s=wall_s, file_bytes=_CHILD_FILE_BYTES
+    )
 
 
 def validate_in_sandbox(sandbox: Sandbox, request: ValidationRequest, limits: Limits | None = None) -> ValidationReport:
@@ -216,6 +223,7 @@ class _Validation:
         task = request.task or meaning.infer_task(
             self._signature, tail, score=score, labels=len(labels), preprocessor=request.preprocessor is not None
         )
+        meaning.check_task(task, output)
         activation = request.activation or meaning.default_activation(task, tail, width)
         self._known |= {"signature": self._signature, "task": task, "activation": activation, "labels": labels}
         said = "given" if request.activation else f"{output.name} comes from {tail.applied}"

@@ -66,7 +66,7 @@ def reach_out(argument: bytes) -> bytes:
     opened = []
     address, unix_path, file = json.loads(argument)
     for name, attempt in (
-        ("tcp", lambda: socket.create_connection(tuple(address), timeout=2).close()),
+        ("tcp", lambda: socket.socket().connect(tuple(address))),
         ("unix", lambda: socket.socket(socket.AF_UNIX).connect(unix_path)),
         ("read", lambda: Path(file).read_bytes()),
         ("write", lambda: Path(file + ".new").write_bytes(b"x")),

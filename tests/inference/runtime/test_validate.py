@@ -82,6 +82,19 @@ def test_a_given_task_decides_what_is_still_to_apply(
     assert (report.ok, report.task, report.activation) == (True, task, activation)
 
 
+@pytest.mark.parametrize(
+    ("data", "task"),
+    [
+        (toys.identity(TensorProto.INT64), Task.TABULAR_CLASSIFICATION),
+        (toys.identity(TensorProto.STRING), Task.TABULAR_REGRESSION),
+        (toys.identity(TensorProto.FLOAT, ["n", 3, 8, 8]), Task.IMAGE_MULTILABEL),
+    ],
+)
+def test_a_task_that_the_output_cannot_mean_is_refused(tmp_path: Path, data: bytes, task: Task) -> None:
+    report = report_on(tmp_path, data, task=task)
+    assert (report.ok, report.code) == (False, "validation_error")
+
+
 def _softmax_behind(*names: str) -> bytes:
     """x -> Softmax -> the named nodes -> y."""
     extra: dict[str, list[str]] = {

@@ -111,9 +111,7 @@ def check_golden(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except zipfile.BadZipFile:
-        raise field_error(
-            "validation_error", "golden", "Golden inputs are a zip of test_data_set_*, or .npz."
-        ) from None
+        raise field_error("bad_golden", "golden", "Golden inputs are a zip of test_data_set_*, or .npz.") from None
     if len(names) > MOST_FILES or not any(name.endswith((".pb", ".npy")) for name in names):
         raise field_error("bad_golden", "golden", "The archive holds neither input_*.pb files nor arrays.")
 

@@ -35,11 +35,11 @@ def ensure_demo() -> str:
             call_command(
                 "register_model",
                 NAME,
-                str(FOLDER / f"card_fraud_v{number}.onnx"),
+                FOLDER / f"card_fraud_v{number}.onnx",
                 task="tabular-classification",
                 labels=",".join(generator.LABELS),
                 columns=",".join(generator.COLUMNS),
-                reference=str(FOLDER / "reference.csv"),
+                reference=FOLDER / "reference.csv",
                 stdout=io.StringIO(),
             )
         call_command("deploy", NAME, NAME, split="1=90,2=10", stdout=io.StringIO())

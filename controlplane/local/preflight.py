@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import psycopg
-import redis
 
 from controlplane.local.errors import CannotStart
 
@@ -97,6 +96,9 @@ def check_database(url: str) -> None:
 
 def check_redis(url: str) -> None:
     """The Redis at `url` answers."""
+    # Imported here: a start with the embedded Redis does not need it.
+    import redis
+
     # kombu and redis-py write a Unix socket's address differently.
     address = url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=", 1)
     try:

@@ -1,5 +1,6 @@
 """Child processes that never outlive their parent, and how to find and stop those of an earlier, killed one."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -46,6 +47,9 @@ def spawn(
                 os._exit(1)
         if niceness:
             os.nice(niceness)
+            # Where the kernel groups tasks by session, niceness counts within the group alone: lower the group too.
+            with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:  # noqa: PTH123
+                group.write(str(niceness))
 
     return subprocess.Popen(
         list(command),

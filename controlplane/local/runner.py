@@ -15,6 +15,7 @@ from controlplane.local import preflight, redis
 from controlplane.local.errors import CannotStart
 from controlplane.local.home import Home, socket_folder
 from controlplane.local.postgres import Postgres, embedded
+from controlplane.local.prepared import is_prepared, remember
 from controlplane.local.redis import Redis
 from controlplane.local.supervisor import Service, StopRequested, Supervisor
 from controlplane.local.watch import Watch
@@ -91,13 +92,18 @@ class Runner:
             "SIGNALBOX_SECRET_KEY": settings.SECRET_KEY,
             "SIGNALBOX_MASTER_KEY": settings.SIGNALBOX_MASTER_KEY,
             "SIGNALBOX_UPSTREAM": str(self._upstream),
+            # Celery would import every page to check it at each start.
+            "CELERY_SKIP_CHECKS": "1",
         }
 
     def run(self) -> None:
         began_at = time.monotonic()
         self._start_stores()
         had_password = self._home.admin_password_file.exists()
-        self._task("prepare", within_s=300)
+        database_url = self._environment["DATABASE_URL"]
+        if not is_prepared(self._home, database_url):
+            self._task("prepare", within_s=300)
+            remember(self._home, database_url)
         for service in self._parts():
             self._supervisor.start(service)
         self._await_answers()

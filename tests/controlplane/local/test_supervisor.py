@@ -202,3 +202,19 @@ def test_a_spawned_child_leads_its_own_session() -> None:
         child.wait()
         assert child.stdout is not None
         child.stdout.close()
+
+
+def test_a_nice_child_yields_although_it_leads_its_own_session() -> None:
+    child = spawn([sys.executable, "-c", SLEEPER], environment=dict(os.environ), niceness=19)
+    try:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert os.getpriority(os.PRIO_PROCESS, child.pid) == 19
+        group = Path(f"/proc/{child.pid}/autogroup")
+        if group.exists():
+            assert group.read_text().split()[-1] == "19"
+    finally:
+        child.kill()
+        child.wait()
+        assert child.stdout is not None
+        child.stdout.close()

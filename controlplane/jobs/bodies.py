@@ -11,7 +11,7 @@ import numpy as np
 
 from inference.contracts import VersionRoute
 from inference.errors import InferenceError, Located
-from inference.runtime.plans import VersionPlan, plan_of
+from inference.runtime.plans import Locate, VersionPlan, plan_of
 from inference.runtime.tensors import from_json
 
 PICTURE_TYPES = ("image/png", "image/jpeg", "application/dicom")
@@ -34,9 +34,8 @@ def read_body(body: bytes, media_type: str, version: VersionRoute) -> Asked:
         raise InferenceError("empty_body")
     if media_type in PICTURE_TYPES or (media_type == OCTETS and version.task.takes_pictures):
         if not version.task.takes_pictures:
-            raise InferenceError(
-                "unsupported_media_type", f"This deployment takes no pictures; send JSON, not {media_type}."
-            )
+            message = f"This deployment takes no pictures; send JSON, not {media_type}."
+            raise InferenceError("unsupported_media_type", message)
         return Asked(1, pictures=[body])
     if media_type.startswith("multipart/") or media_type.endswith(("/xml", "+xml")):
         raise InferenceError("unsupported_media_type", "Send a picture, or a JSON document with instances or inputs.")
@@ -59,9 +58,8 @@ def _parse(body: bytes) -> Any:
     except RecursionError as error:
         raise InferenceError("too_deep") from error
     except json.JSONDecodeError as error:
-        raise InferenceError(
-            "bad_json", f"The body is not one well-formed JSON document (byte {error.pos})."
-        ) from error
+        message = f"The body is not one well-formed JSON document (character {error.pos})."
+        raise InferenceError("bad_json", message) from error
     except ValueError as error:
         raise InferenceError("bad_json", "The body holds a number with too many digits.") from error
     _check_depth(document)
@@ -93,6 +91,11 @@ def _refuse(code: str, message: str, *location: str | int) -> NoReturn:
     raise InferenceError(code, message, [Located(loc=list(location), msg=message)])
 
 
+def _under(*start: str | int) -> Locate:
+    """Places the cells of a tensor below `start` in the document."""
+    return lambda path: [*start, *path]
+
+
 def _rows(rows: Any, plan: VersionPlan) -> Asked:
     if not isinstance(rows, list) or not rows:
         _refuse("wrong_shape", "instances must be a list with at least one row.", "instances")
@@ -104,7 +107,7 @@ def _rows(rows: Any, plan: VersionPlan) -> Asked:
         names = ", ".join(tensor.name for tensor in plan.inputs)
         _refuse("wrong_shape", f"The model has several inputs: each row must be an object with {names}.", "instances")
     tensor = plan.inputs[0]
-    return _asked({tensor.name: from_json(rows, tensor, lambda path: ["instances", *path])})
+    return _asked({tensor.name: from_json(rows, tensor, _under("instances"))})
 
 
 def _objects(rows: list[Any], plan: VersionPlan) -> Asked:
@@ -113,46 +116,43 @@ def _objects(rows: list[Any], plan: VersionPlan) -> Asked:
     for index, row in enumerate(rows):
         if not isinstance(row, dict) or row.keys() != set(names):
             given = set(row) if isinstance(row, dict) else set()
-            wrong = sorted(set(names) - given) or sorted(map(str, given - set(names))) or ["an object"]
-            _refuse("unknown_feature", f"Row {index} must have exactly {', '.join(names)}: see {wrong[0][:60]}.",
-                    "instances", index, wrong[0][:60])  # fmt: skip
+            wrong = (sorted(set(names) - given) or sorted(given - set(names)) or ["an object"])[0][:60]
+            message = f"Row {index} must have exactly {', '.join(names)}: see {wrong}."
+            _refuse("unknown_feature", message, "instances", index, wrong)
     if plan.columns:
         tensor = plan.inputs[0]
-        table = [[row[name] for name in names] for row in rows]
-        return _asked({
-            tensor.name: from_json(
-                table, tensor, lambda path: ["instances", *path[:1], *(names[int(at)] for at in path[1:2])]
-            )
-        })  # fmt: skip
-    return _asked({
-        name: from_json(
-            [row[name] for row in rows], tensor, lambda path, name=name: ["instances", *path[:1], name, *path[1:]]
-        )
-        for name, tensor in plan.by_name.items()
-    })  # fmt: skip
+
+        def locate(path: tuple[int, ...]) -> list[str | int]:
+            return ["instances", *path[:1], *(names[column] for column in path[1:2])]
+
+        return _asked({tensor.name: from_json([[row[name] for name in names] for row in rows], tensor, locate)})
+    return _asked(
+        {
+            name: from_json([row[name] for row in rows], tensor, _under("instances", name))
+            for name, tensor in plan.by_name.items()
+        }
+    )
 
 
 def _columns(value: Any, plan: VersionPlan) -> Asked:
-    if plan.version.task.takes_pictures and _is_file(value):
-        return _pictures([value], "inputs", plan)
-    if plan.version.task.takes_pictures and isinstance(value, list) and value and _is_file(value[0]):
-        return _pictures(value, "inputs", plan)
+    files = value if isinstance(value, list) else [value]
+    if plan.version.task.takes_pictures and files and _is_file(files[0]):
+        return _pictures(files, "inputs", plan)
     if isinstance(value, dict) and not _is_file(value):
-        if value.keys() == set(plan.columns) and plan.columns:
+        if plan.columns and value.keys() == set(plan.columns):
             columns = list(value.values())
             if any(not isinstance(column, list) or len(column) != len(columns[0]) for column in columns):
                 _refuse("wrong_shape", "Every column must be a list of the same length.", "inputs")
             return _objects([dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)], plan)
         if value.keys() != set(plan.by_name):
             _refuse("unknown_feature", f"inputs must have exactly {', '.join(plan.by_name)}.", "inputs")
-        return _asked({
-            name: from_json(value[name], tensor, lambda path, name=name: ["inputs", name, *path])
-            for name, tensor in plan.by_name.items()
-        })  # fmt: skip
+        return _asked(
+            {name: from_json(value[name], tensor, _under("inputs", name)) for name, tensor in plan.by_name.items()}
+        )
     if len(plan.inputs) != 1:
         _refuse("unknown_feature", f"inputs must be an object with {', '.join(plan.by_name)}.", "inputs")
     tensor = plan.inputs[0]
-    return _asked({tensor.name: from_json(value, tensor, lambda path: ["inputs", *path])})
+    return _asked({tensor.name: from_json(value, tensor, _under("inputs"))})
 
 
 def _asked(inputs: dict[str, np.ndarray]) -> Asked:

@@ -54,7 +54,7 @@ class Job(models.Model):
     """One call that a worker answers. Its version was chosen by the split when it was admitted.
 
     `payload` names an encrypted file of jobs/vault.py whose key is `payload_key`, itself wrapped by the master key.
-    `lease` is renewed by each claim: only its holder may finish the job. `result` and `error` read as the API shows them.
+    `lease` is new at each claim: only its holder may finish the job. `result` and `error` read as in the API.
     """
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)

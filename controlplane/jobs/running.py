@@ -55,7 +55,7 @@ def _run(jobs: Sequence[Job]) -> None:
     ready: list[tuple[Job, Payload]] = []
     for job in jobs:
         try:
-            ready.append((job, unpack(vault.unseal(job.payload, job.payload_key or b""))))
+            ready.append((job, unpack(vault.unseal(job.payload, bytes(job.payload_key or b"")))))
         except (vault.VaultError, msgspec.MsgspecError, ValueError) as error:
             logger.error("job %s: its input cannot be read: %s", job.pk, error)
             fail(job, code="internal", detail="The job's input cannot be read any more.")

@@ -39,6 +39,8 @@ class _Waiters:
             mine.discard(future)
             if not mine:
                 self._futures.pop(job_id, None)
+            if not self._futures and self._task is not None:
+                self._task.cancel()
         return True
 
     async def _look(self) -> None:

@@ -1,4 +1,4 @@
-"""Traffic, latency and errors of deployments, from rollups alone: the cost follows the time asked for, not the calls."""
+"""Traffic, latency and errors of deployments, read from rollups alone: their cost follows the time asked for."""
 
 import uuid
 from collections.abc import Iterable, Sequence

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F
 from django.utils import timezone
 
@@ -171,10 +171,15 @@ def clean() -> int:
         for name in set(old) - known:
             vault.remove(name)
             erased += 1
-    expired = Job.objects.filter(
-        status__in=FINAL, payload="", finished_at__lt=now - timedelta(days=1) * F("deployment__retention_days")
-    )
-    return erased + Job.objects.filter(pk__in=expired.values("pk")[:CLEAN_MOST]).delete()[0]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "DELETE FROM jobs_job WHERE id IN (SELECT job.id FROM jobs_job AS job "
+            "JOIN deployments_deployment AS deployment ON deployment.id = job.deployment_id "
+            "WHERE job.status = ANY(%s) AND job.payload = '' "
+            "AND job.finished_at < %s - make_interval(days => deployment.retention_days) LIMIT %s)",
+            [[status.value for status in FINAL], now, CLEAN_MOST],
+        )
+        return erased + cursor.rowcount
 
 
 def _erase(jobs: list[Job]) -> int:

@@ -83,9 +83,8 @@ def submit_job(*, asker: Asker, deployment: Deployment, submission: Submission) 
         version = _choose_version(route, submission)
         asked = read_body(submission.body, submission.media_type, version)
         if asked.rows > deployment.max_rows:
-            raise InferenceError(
-                "batch_too_large", f"The call has {asked.rows} rows; {deployment.max_rows} are accepted."
-            )
+            message = f"The call has {asked.rows} rows; {deployment.max_rows} are accepted."
+            raise InferenceError("batch_too_large", message)
         payload, warnings = without_identifiers(asked, _salt(deployment))
     except InferenceError as error:
         raise DomainError.from_inference(error) from error

@@ -14,7 +14,7 @@ from controlplane.dashboard.access import require, require_anywhere, user_of
 from controlplane.dashboard.pages.jobs import jobs_page, read_job_search, visible_jobs
 from controlplane.dashboard.views.frame import live_partial
 from controlplane.errors import DomainError
-from controlplane.jobs.services import cancel_job
+from controlplane.jobs.services.claiming import cancel as cancel_job
 
 
 @require_safe

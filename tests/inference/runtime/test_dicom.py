@@ -30,8 +30,6 @@ from tests.inference.runtime.picture_files import (
     version,
 )
 
-pytestmark = pytest.mark.unit
-
 # Two seconds of work are allowed; the rest is for a machine that runs other tests meanwhile.
 HOSTILE_S = 8.0
 

@@ -20,8 +20,6 @@ from inference.runtime import picture_child
 from inference.runtime.pictures import DecodedPicture, decode_each, decode_pictures, eight_bits, open_picture, read_any
 from tests.inference.runtime.picture_files import chest, dicom, encoded, png_chunk, png_claiming, version
 
-pytestmark = pytest.mark.unit
-
 # Two seconds of work are allowed; the rest is for a machine that runs other tests meanwhile.
 HOSTILE_S = 8.0
 

@@ -34,7 +34,7 @@ def layout(unit: str, since: datetime, until: datetime, marks: Sequence[Mark] = 
         "fixedrange": False,
     }
     return {
-        "margin": {"l": 52, "r": 12, "t": 8, "b": 28},
+        "margin": {"l": 56, "r": 12, "t": 8, "b": 40},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "Inter, ui-sans-serif, system-ui, sans-serif", "size": 12, "color": "--ink-2"},

@@ -65,7 +65,7 @@ def read_search(query: Mapping[str, str]) -> Search:
     return Search(
         text=query.get("q", "").replace("\x00", "").strip()[:128],
         version=int(version) if version.isascii() and version.isdigit() and len(version) < 9 else None,
-        outcome=outcome if outcome in Outcome else "",
+        outcome=outcome if outcome in {each.value for each in Outcome} else "",
         before=_uuid(query.get("before", "")),
     )
 

@@ -43,6 +43,7 @@ class TensorPlan:
     of a row's cells, where they have names.
     `expected`: the shape as people read it, [n, 30].
     `tail`: the sizes after the first where only the first is free, which makes the usual shape cheap to compare.
+    `width`: of the rows of a float table [n, width], whose conversion has a quicker way; 0 for any other tensor.
     `vector`: for [n, 1] inputs the plan for [n], since a column of single numbers may be sent as bare numbers.
     """
 
@@ -55,6 +56,7 @@ class TensorPlan:
     accepts_non_finite: bool
     columns: tuple[str, ...]
     tail: tuple[int, ...] | None
+    width: int
     expected: str
     vector: "TensorPlan | None" = None
 
@@ -63,6 +65,7 @@ class TensorPlan:
 class VersionPlan:
     """The inputs of one version, compiled. `lenient`: NaN may be a value somewhere, so its literals are parsed.
 
+    `pictures`: the task takes pictures. `batched`: as in the signature.
     `columns` and `pick`: names of the single input's cells, and what takes them in order out of an object.
     """
 
@@ -70,6 +73,8 @@ class VersionPlan:
     inputs: tuple[TensorPlan, ...]
     by_name: dict[str, TensorPlan]
     lenient: bool
+    pictures: bool
+    batched: bool
     columns: tuple[str, ...]
     pick: Callable[[Any], tuple[Any, ...]] | None
 
@@ -101,6 +106,8 @@ def _compile(version: VersionRoute) -> VersionPlan:
         inputs=inputs,
         by_name={tensor.name: tensor for tensor in inputs},
         lenient=version.accepts_non_finite or any(column.nullable for column in version.columns),
+        pictures=version.task.takes_pictures,
+        batched=version.signature.batched,
         columns=names if named else (),
         pick=pick,
     )
@@ -129,8 +136,11 @@ def _plan_tensor(spec: TensorSpec, version: VersionRoute, columns: tuple[str, ..
         accepts_non_finite=version.accepts_non_finite,
         columns=columns,
         tail=shape[1:] if shape[:1] == (-1,) and -1 not in shape[1:] else None,
+        width=shape[1] if dtype.kind == "f" and len(shape) == 2 and shape[0] == -1 and shape[1] > 0 else 0,
         expected="[" + ", ".join("n" if size < 0 else str(size) for size in shape) + "]",
     )
     if len(shape) == 2 and shape[1] == 1:
-        return replace(plan, vector=replace(plan, shape=shape[:1], columns=(), tail=() if shape[0] < 0 else None))
+        return replace(
+            plan, vector=replace(plan, shape=shape[:1], columns=(), width=0, tail=() if shape[0] < 0 else None)
+        )
     return plan

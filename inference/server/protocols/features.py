@@ -22,7 +22,7 @@ def cap_rows(count: int, deployment: DeploymentRoute) -> None:
 
 def check_rows(inputs: dict[str, Array], plan: VersionPlan) -> int:
     """How many rows the inputs have, 1 for a model without a batch dimension; raises wrong_shape for a mismatch."""
-    if not plan.version.signature.batched:
+    if not plan.batched:
         return 1
     if len(inputs) == 1:
         return len(next(iter(inputs.values())))
@@ -46,7 +46,7 @@ def stacked(
     values: list[Any], tensor: TensorPlan, plan: VersionPlan, place: Callable[[Path], list[str | int]]
 ) -> Array:
     """One value per instance as one tensor; `place` gives the path of a cell from (instance, *indices)."""
-    if len(values) == 1 and not plan.version.signature.batched and _depth(values) == len(tensor.shape) + 1:
+    if len(values) == 1 and not plan.batched and _depth(values) == len(tensor.shape) + 1:
         # A model without a batch dimension: the one instance is the whole tensor.
         return from_json(values[0], tensor, lambda path: place((0, *path)))
     return from_json(values, tensor, place)

@@ -82,7 +82,7 @@ def decode_rows(rows: Any, keys: int, body: bytes, deployment: DeploymentRoute, 
     cap_rows(count, deployment)
     style = Style(by_row=True, count=count)
     if type(rows[0]) is dict:
-        if plan.version.task.takes_pictures and (pictures := pictures_of(rows, "instances", plan)) is not None:
+        if plan.pictures and (pictures := pictures_of(rows, "instances", plan)) is not None:
             refuse_duplicate_keys(body, keys + count_keys(rows))
             return Call({}, count, pictures=pictures, style=style)
         if not is_bytes(rows[0]):
@@ -92,14 +92,15 @@ def decode_rows(rows: Any, keys: int, body: bytes, deployment: DeploymentRoute, 
             return Call(inputs, check_rows(inputs, plan), style=style)
     tensor = only_input(plan, "instances")
     inputs = {tensor.name: stacked(rows, tensor, plan, lambda path: ["instances", *path])}
-    refuse_duplicate_keys(body, keys + count_keys(rows))
+    if body.count(b":") != keys:
+        refuse_duplicate_keys(body, keys + count_keys(rows))
     return Call(inputs, check_rows(inputs, plan), style=style)
 
 
 def _decode_columns(document: dict[str, Any], body: bytes, deployment: DeploymentRoute, plan: VersionPlan) -> Call:
     value = document["inputs"]
     refuse_duplicate_keys(body, len(document) + count_keys(value))
-    if plan.version.task.takes_pictures:
+    if plan.pictures:
         name = plan.inputs[0].name
         files = value[name] if type(value) is dict and value.keys() == {name} else value
         listed = files if type(files) is list else [files]

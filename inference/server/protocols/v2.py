@@ -36,12 +36,15 @@ _DATATYPES = frozenset(Datatype)
 _INTEGERS = frozenset({int})
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Style:
     """Which outputs were asked for (None: all), and which of them as binary: by name, else `binary`."""
 
     wanted: dict[str, bool] | None
     binary: bool
+
+
+_ALL_AS_JSON = Style(None, False)
 
 
 class _Buffer:
@@ -69,6 +72,9 @@ class _Buffer:
             raise InferenceError("bad_binary", message)
 
 
+_NO_BUFFER = _Buffer(None)
+
+
 def decode(body: bytes, headers: Headers, deployment: DeploymentRoute, version: VersionRoute) -> Call:
     """The call in an inference request: JSON, or JSON with binary tensors behind it. Raises InferenceError."""
     if headers.get(b"content-type") != _JSON and (kind := content_type(headers)):
@@ -77,17 +83,18 @@ def decode(body: bytes, headers: Headers, deployment: DeploymentRoute, version: 
             message = "A raw picture is read at /v1 and /invocations; here it is a BYTES tensor."
             raise InferenceError("unsupported_media_type", message)
     length = headers.get(_LENGTH)
-    head, buffer = (body, _Buffer(None)) if length is None else _split(body, length)
+    head, buffer = (body, _NO_BUFFER) if length is None else _split(body, length)
     plan = plan_of(version)
     document = parse(head, lenient=plan.lenient)
     if type(document) is not dict:
         raise bad_request("The body must be a JSON object with inputs.")
-    refuse_duplicate_keys(head, count_keys(document))
     tensors = document.get("inputs")
     if type(tensors) is not list or not tensors:
         near = next((hint for key in document if key != "inputs" and (hint := did_you_mean(key, ("inputs",)))), ".")
         raise bad_request(f"The body must have inputs, a list of tensors{near}", "inputs")
-    style = _style(document, version)
+    if head.count(b":") != len(document) + sum([len(tensor) for tensor in tensors if type(tensor) is dict]):
+        refuse_duplicate_keys(head, count_keys(document))
+    style = _style(document, version) if "outputs" in document or "parameters" in document else _ALL_AS_JSON
     inputs, pictures = _inputs(tensors, buffer, deployment, plan)
     buffer.finish()
     rows = len(pictures) if pictures else check_rows(inputs, plan)
@@ -170,10 +177,13 @@ def _inputs(
             refuse("unknown_feature", f"the model has no input {name[:80]!r}{hint}", "inputs", index)
         if name in inputs or pictures:
             refuse("invalid_input", f"input {name} is given twice", "inputs", index)
-        parameters = tensor.get("parameters")
-        size = _parameters(tensor, "inputs", index).get("binary_data_size") if parameters is not None else None
-        content = None if size is None else buffer.take(size, ("inputs", index, "parameters", "binary_data_size"))
-        if plan.version.task.takes_pictures and tensor.get("datatype") == "BYTES" != planned.datatype:
+        content = None
+        if (
+            "parameters" in tensor
+            and (size := _parameters(tensor, "inputs", index).get("binary_data_size")) is not None
+        ):
+            content = buffer.take(size, ("inputs", index, "parameters", "binary_data_size"))
+        if plan.pictures and tensor.get("datatype") == "BYTES" != planned.datatype:
             pictures = _pictures(tensor, content, deployment, index)
         else:
             inputs[name] = _tensor(tensor, content, planned, deployment, plan, index)
@@ -211,7 +221,7 @@ def _tensor(
     shape = _shape(tensor, index, planned.expected)
     if not fits(shape, planned):
         refuse("wrong_shape", f"{list(shape)} does not fit, expected {planned.expected}", "inputs", index, "shape")
-    if plan.version.signature.batched:
+    if plan.batched:
         cap_rows(shape[0], deployment)
 
     def locate(path: tuple[int, ...]) -> list[str | int]:

@@ -44,6 +44,24 @@ def test_a_double_that_overflows_the_float_type_is_out_of_range(datatype: str, l
     assert [located["loc"] for located in error.errors] == [["cell", 1, 1]]
 
 
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64"])
+def test_small_and_large_tables_round_as_numpy_does(datatype: str) -> None:
+    tensor = plan(datatype, -1, 30)
+    random = np.random.default_rng(11)
+    for rows in (1, 100, 1000):
+        given = random.standard_normal((rows, 30)) * 10.0 ** random.integers(-8, 4, (rows, 30))
+        expected = given.astype(tensor.dtype)
+        assert np.array_equal(convert(given.tolist(), tensor), expected)
+        flat = from_flat(given.ravel().tolist(), (rows, 30), tensor, lambda path: [*path])
+        assert np.array_equal(flat, expected)
+
+
+def test_large_numbers_whose_sum_overflows_are_fine() -> None:
+    assert convert([[1.7e308, 1.7e308]], plan("FP64", -1, 2)).tolist() == [[1.7e308, 1.7e308]]
+    assert convert([[2**1000, 1.5]], plan("FP64", -1, 2)).tolist() == [[2.0**1000, 1.5]]
+    refused(lambda: convert([[2**1024, 1.5]], plan("FP64", -1, 2)), "out_of_range", 422)
+
+
 def test_minus_zero_and_subnormals_are_kept() -> None:
     array = convert([[-0.0, 1e-45]], plan("FP32", -1, 2))
     assert math.copysign(1, array[0, 0]) == -1

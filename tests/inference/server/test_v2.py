@@ -132,7 +132,7 @@ def test_texts_and_values_that_are_not_finite_are_answered() -> None:
     call = decode({"inputs": [{"name": "s", "datatype": "BYTES", "shape": [1, 2], "data": ["a", "b"]}]}, version=TEXT)
     document, _ = answer(call, {"t": np.array(["é"], dtype=object)}, TEXT)
     assert document["outputs"][0]["data"] == ["é"]
-    call.style.binary = True
+    call.style = v2.Style(None, True)
     assert answer(call, {"t": np.array(["é", b"x"], dtype=object)}, TEXT)[1] == b"\2\0\0\0\xc3\xa9\1\0\0\0x"
     document, _ = answer(decode({"inputs": [X]}), {"y": f32([[np.inf], [1]])})
     assert document["outputs"][0]["data"] == [None, 1.0]

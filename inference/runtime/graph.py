@@ -31,6 +31,12 @@ _FOREIGN = (
     (b"BZh", "a bzip2 file"),
     (b"GGUF", "a GGUF model"),
 )
+# Every name of an input, an output or a dimension is shown, sent and stored.
+_NAME_LENGTH = 256
+_MOST_ENDS = 4096
+_MOST_OPERATORS = 500
+_MOST_PARAMETERS = 2**53
+
 _ADVICE = "Export the model to ONNX and upload that file."
 
 
@@ -95,9 +101,8 @@ def _looks_like_onnx(head: bytes) -> bool:
 def check(model: onnx.ModelProto) -> None:
     """Refuse what must never reach the runtime, and what people should hear of in words.
 
-    Raises InferenceError external_data_not_allowed, unsupported_operator or invalid_graph.
+    Raises InferenceError unsupported_operator or invalid_graph; `check_messages` comes first.
     """
-    refuse_external_data(model)
     functions = {(_domain(function.domain), function.name) for function in model.functions}
     for graph in _graphs_of(model):
         _check_operators(graph.node, functions)
@@ -108,29 +113,45 @@ def check(model: onnx.ModelProto) -> None:
         _check_acyclic(function.node)
     if not model.graph.output:
         raise InferenceError("invalid_graph", "The graph has no outputs.")
+    _check_ends(model.graph)
 
 
-def refuse_external_data(message: Message) -> None:
-    """Walk every message below `message` and refuse the first tensor that points outside the file."""
+def check_messages(message: Message) -> None:
+    """Walk every message below `message`: refuse a tensor that points outside the file, and text that is not Unicode.
+
+    Raises InferenceError external_data_not_allowed or corrupt_model. To be called before any name is read.
+    """
     stack: list[Message] = [message]
     while stack:
         current = stack.pop()
         if isinstance(current, onnx.TensorProto):
             # Its fields are not listed: that would copy every weight.
-            if current.data_location == onnx.TensorProto.EXTERNAL or current.external_data:
-                name = f"Tensor {current.name!r}" if current.name else "A tensor"
-                raise InferenceError(
-                    "external_data_not_allowed",
-                    f"{name} keeps its values outside the file. Save the model as one file, with its weights inside.",
-                )
+            _check_text(current.name)
+            _refuse_external(current)
             continue
         for field, value in current.ListFields():
-            if field.message_type is None:
-                continue
-            if field.is_repeated:
-                stack.extend(value)
-            else:
-                stack.append(value)
+            values = value if field.is_repeated else (value,)
+            if field.message_type is not None:
+                stack.extend(values)
+            elif field.type == field.TYPE_STRING:
+                for text in values:
+                    _check_text(text)
+
+
+def _refuse_external(tensor: onnx.TensorProto) -> None:
+    if tensor.data_location != onnx.TensorProto.EXTERNAL and not tensor.external_data:
+        return
+    raise InferenceError(
+        "external_data_not_allowed",
+        f"{f'Tensor {tensor.name!r}' if tensor.name else 'A tensor'} keeps its values outside the file. "
+        "Save the model as one file, with its weights inside.",
+    )
+
+
+def _check_text(text: Any) -> None:
+    """The protobuf library hands out bytes where a text field holds no UTF-8."""
+    if isinstance(text, bytes):
+        raise InferenceError("corrupt_model", "The ONNX file is damaged: a name in it is not text.")
 
 
 def facts(model: onnx.ModelProto) -> GraphFacts:
@@ -144,17 +165,23 @@ def facts(model: onnx.ModelProto) -> GraphFacts:
     for function in model.functions:
         operators.update(_operator(node) for node in function.node)
     return GraphFacts(
-        opset={entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        opset={printable(entry.domain) or "ai.onnx": entry.version for entry in model.opset_import[:_MOST_OPERATORS]},
         ir_version=model.ir_version,
-        producer=f"{model.producer_name} {model.producer_version}".strip()[:200],
-        operators=dict(operators.most_common()),
-        parameters=parameters,
+        producer=printable(f"{model.producer_name} {model.producer_version}".strip()),
+        operators=dict(operators.most_common(_MOST_OPERATORS)),
+        # A damaged file may say anything of its tensors' sizes.
+        parameters=max(0, min(parameters, _MOST_PARAMETERS)),
     )
+
+
+def printable(text: str) -> str:
+    """`text` as a page and a database can take it: no control characters, at most 256 characters."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text[:_NAME_LENGTH])
 
 
 def _operator(node: onnx.NodeProto) -> str:
     domain = _domain(node.domain)
-    return f"{domain}.{node.op_type}" if domain else node.op_type
+    return printable(f"{domain}.{node.op_type}" if domain else node.op_type)
 
 
 def _domain(name: str) -> str:
@@ -195,6 +222,21 @@ def _check_operators(nodes: Iterable[onnx.NodeProto], functions: set[tuple[str, 
             )
         where = f" of the domain {domain}" if domain else ""
         raise InferenceError("unsupported_operator", f"The runtime has no operator {node.op_type!r}{where}.")
+
+
+def _check_ends(graph: onnx.GraphProto) -> None:
+    """Names of inputs, outputs and their dimensions must be such that people and JSON can carry them."""
+    if len(graph.input) - len(graph.initializer) > _MOST_ENDS or len(graph.output) > _MOST_ENDS:
+        raise InferenceError("invalid_graph", f"The graph has more than {_MOST_ENDS:,} inputs or outputs.")
+    for value in (*graph.input, *graph.output):
+        for name in (value.name, *(dim.dim_param for dim in value.type.tensor_type.shape.dim)):
+            if printable(name) != name:
+                raise InferenceError(
+                    "invalid_graph",
+                    f"The name {printable(name)!r} has control characters, or more than {_NAME_LENGTH} characters.",
+                )
+        if not value.name:
+            raise InferenceError("invalid_graph", "An input or output has no name.")
 
 
 def _check_names(graph: onnx.GraphProto) -> None:

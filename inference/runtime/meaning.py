@@ -176,8 +176,8 @@ def check_labels(labels: Sequence[str], task: Task, width: int | None, carried: 
     doubled = [label for index, label in enumerate(labels) if label in labels[:index]]
     if doubled:
         raise _bad_labels(f"The label {doubled[0]!r} is there twice.")
-    if any(not label.strip() for label in labels):
-        raise _bad_labels("A label is empty.")
+    if any(not label.strip() or not label.isprintable() for label in labels):
+        raise _bad_labels("A label is empty or has control characters.")
     if task is Task.TABULAR_REGRESSION:
         raise _bad_labels("A regression has no labels.")
     if carried and sorted(carried) == sorted(labels) and tuple(carried) != tuple(labels):

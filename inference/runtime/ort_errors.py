@@ -34,7 +34,8 @@ def sentence(error: BaseException) -> str:
     text = _SHORT_SOURCE.sub("", _STATUS.sub("", text))
     text = _ASSERTION.sub("", text) or text
     text = _PATH.sub("…", text.replace(_ADVICE, "")).strip()
-    return (where + text)[:_MOST] or type(error).__name__
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in where + text)
+    return shown[:_MOST] or type(error).__name__
 
 
 def _without_signature(text: str) -> str:

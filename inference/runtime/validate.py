@@ -36,6 +36,7 @@ _MEMORY_FLOOR = 2 * 1024**3
 _LARGE_BYTES = 100 * 1024**2
 _LARGE_BYTES_PER_S = 20 * 1024**2
 _CHILD_FILE_BYTES = 1024**2
+_REASON_LENGTH = 1000
 # Made-up inputs are tried with these sizes of their free dimensions, then with these values in every cell.
 _SIZES = (1, 8, 64, 224)
 _VALUES = (None, 0.0)
@@ -112,8 +113,9 @@ def _killed(killed: SandboxKilled, limits: Limits) -> ValidationReport:
 
 
 def _rejected(error: InferenceError, **known: Any) -> ValidationReport:
-    runtime = f"onnxruntime {ort.__version__}"
-    return ValidationReport(ok=False, code=error.code, reason=error.message, runtime=runtime, **known)
+    # Names of the file's own making may stand in it.
+    reason = "".join(letter if letter.isprintable() else " " for letter in error.message[:_REASON_LENGTH])
+    return ValidationReport(ok=False, code=error.code, reason=reason, runtime=f"onnxruntime {ort.__version__}", **known)
 
 
 def validate_bytes(argument: bytes) -> bytes:
@@ -153,9 +155,9 @@ class _Validation:
         except OutOfMemory as error:
             raise MemoryError from error
         except InferenceError as error:
-            self._checks.append(ReportCheck(name=self._step, ok=False, detail=error.message))
-            report = _rejected(error, checks=tuple(self._checks), warnings=tuple(self._warnings), **self._known)
-            return _Finding(report)
+            report = _rejected(error, warnings=tuple(self._warnings), **self._known)
+            failed = ReportCheck(name=self._step, ok=False, detail=report.reason)
+            return _Finding(msgspec.structs.replace(report, checks=(*self._checks, failed)))
         report = ValidationReport(
             ok=True,
             checks=tuple(self._checks),
@@ -175,6 +177,7 @@ class _Validation:
         """The protobuf, before any of it reaches the runtime."""
         self._step = "file"
         self._model = graph.parse(self._data)
+        graph.check_messages(self._model)
         facts = graph.facts(self._model)
         self._known |= {
             "opset": facts.opset,

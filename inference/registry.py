@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Protocol
 
 import msgspec
@@ -80,6 +80,7 @@ class LoadedModel:
     batcher: Batcher
     cost_s: float
     inline_cells: int
+    suspect: bool = False
 
     def lane(self, wanted: Lane, cells: int) -> Lane:
         """Where a call of `cells` input cells runs: as wanted, and by measurement for `auto`."""
@@ -89,17 +90,30 @@ class LoadedModel:
 
     def run_inline(self, inputs: Arrays) -> Answer:
         """Run on the calling thread. A model that proves slow on real inputs is not run on the loop again."""
+        if self.suspect:
+            return self._run_suspect(inputs)
         began = perf_counter()
         outputs = self.runtime.run(inputs)
         took = perf_counter() - began
-        if took > INLINE_BELOW_S * _DEMOTE_FACTOR:
-            self.inline_cells = min(self.inline_cells, cells_of(inputs) - 1)
+        # By the wall clock another process's work looks like the model's: the next run is timed by this thread's CPU.
+        self.suspect = took > INLINE_BELOW_S * _DEMOTE_FACTOR
         return Answer(outputs, 0.0, took)
+
+    def _run_suspect(self, inputs: Arrays) -> Answer:
+        began, cpu_began = perf_counter(), thread_time()
+        outputs = self.runtime.run(inputs)
+        self.suspect = False
+        if thread_time() - cpu_began > INLINE_BELOW_S * _DEMOTE_FACTOR:
+            self.inline_cells = min(self.inline_cells, cells_of(inputs) - 1)
+        return Answer(outputs, 0.0, perf_counter() - began)
 
 
 def cells_of(inputs: Arrays) -> int:
     """Numbers in all tensors of a call."""
-    return sum(array.size for array in inputs.values())
+    cells = 0
+    for array in inputs.values():
+        cells += array.size
+    return cells
 
 
 class Registry:

@@ -80,22 +80,23 @@ class Uuid7:
         self._random_bits = Random(os.urandom(32)).getrandbits  # noqa: S311
         self._last_ms = 0
         self._prefix = ""
-        self._tail = 0
+        self._low = 0
 
     def __call__(self) -> str:
         """The next id in the usual text form."""
         now_ms = int(self._clock() * 1000)
+        bits = self._random_bits
         with self._lock:
             if now_ms > self._last_ms:
                 self._last_ms = now_ms
-                self._prefix = f"{now_ms >> 16:08x}-{now_ms & 0xFFFF:04x}-7"
-                # The top bit stays free, so that a millisecond's increments cannot overflow the tail.
-                tail = self._tail = self._random_bits(73)
+                self._prefix = f"{now_ms >> 16:08x}-{now_ms & 0xFFFF:04x}-7{bits(12):03x}-"
+                # Below the variant's bits and one that stays free, so that no millisecond's increments overflow.
+                low = self._low = 1 << 63 | bits(61)
             else:
-                tail = self._tail = self._tail + self._random_bits(32) + 1
+                low = self._low = self._low + bits(32) + 1
             prefix = self._prefix
-        low = tail & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000
-        return f"{prefix}{tail >> 62:03x}-{low >> 48:04x}-{low & 0xFFFF_FFFF_FFFF:012x}"
+        text = f"{low:016x}"
+        return f"{prefix}{text[:4]}-{text[4:]}"
 
 
 uuid7 = Uuid7()

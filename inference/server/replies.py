@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import zlib
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
 from typing import Any, TypeVar
 
 import orjson
@@ -12,7 +12,7 @@ from inference.errors import ErrorBody, InferenceError
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
+Receive = Callable[[], Coroutine[Any, Any, Message]]
 Send = Callable[[Message], Awaitable[None]]
 HeaderList = list[tuple[bytes, bytes]]
 Result = TypeVar("Result")
@@ -110,19 +110,62 @@ async def read_body(
     declared = headers.get(b"content-length")
     if declared is not None and int(declared) > cap:
         raise _too_large(cap)
-    try:
-        async with asyncio.timeout_at(deadline):
-            body = await _whole(receive, cap, hold)
-    except TimeoutError:
-        raise InferenceError("deadline_exceeded", "The body did not arrive before the deadline.") from None
+    body = await _whole(receive, cap, deadline, hold)
     if encoding != b"identity" and body:
         body = _inflated(body, cap)
         hold(len(body))
     return body
 
 
-async def _whole(receive: Receive, cap: int, hold: Callable[[int], None]) -> bytes:
-    message = await receive()
+async def _whole(receive: Receive, cap: int, deadline: float, hold: Callable[[int], None]) -> bytes:
+    """The body's pieces together. A small body is all there when its call begins: then no timer is set."""
+    message: Message = {}
+    first = receive()
+    try:
+        waiting = first.send(None)
+    except StopIteration as arrived:
+        message = arrived.value
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            body: bytes = message.get("body", b"")
+            if len(body) > cap:
+                raise _too_large(cap) from None
+            hold(len(body))
+            return body
+        begun = None
+    else:
+        begun = _Begun(first, waiting)
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await _joined(receive, message if begun is None else await begun, cap, hold)
+    except TimeoutError:
+        raise InferenceError("deadline_exceeded", "The body did not arrive before the deadline.") from None
+
+
+class _Begun:
+    """A coroutine that was begun by hand and waits for `waiting`; awaiting this goes on with it."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Message], waiting: Any) -> None:
+        self._coroutine = coroutine
+        self._waiting = waiting
+
+    def __await__(self) -> Generator[Any, Any, Message]:
+        step: Callable[[Any], Any]
+        waiting = self._waiting
+        while True:
+            try:
+                value = yield waiting
+            except BaseException as error:  # thrown in by the task, a cancellation: the coroutine is to see it
+                step, value = self._coroutine.throw, error
+            else:
+                step = self._coroutine.send
+            try:
+                waiting = step(value)
+            except StopIteration as arrived:
+                message: Message = arrived.value
+                return message
+
+
+async def _joined(receive: Receive, message: Message, cap: int, hold: Callable[[int], None]) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -133,9 +176,9 @@ async def _whole(receive: Receive, cap: int, hold: Callable[[int], None]) -> byt
         if size > cap:
             raise _too_large(cap)
         hold(len(chunk))
-        if not message.get("more_body", False):
-            return b"".join([*chunks, chunk]) if chunks else chunk
         chunks.append(chunk)
+        if not message.get("more_body", False):
+            return b"".join(chunks)
         message = await receive()
 
 

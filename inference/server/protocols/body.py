@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, NoReturn
 
 import orjson
@@ -12,6 +13,9 @@ from inference.errors import InferenceError, Located
 from inference.runtime.cells import MAX_DEPTH, MAX_ERRORS, is_bad_text
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# Likeness costs by the product of lengths; names and lists that are longer get no hint.
+_LONGEST_NAME = 80
+_MOST_NAMES = 500
 _KEY = re.compile(rb'"\s*:')
 
 
@@ -41,8 +45,13 @@ def refuse_duplicate_keys(body: bytes, keys: int) -> None:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint with the nearest known name, "" where none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name[:_LONGEST_NAME], islice(known, _MOST_NAMES), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def mistaken_for(given: Iterable[str], wanted: tuple[str, ...]) -> str:
+    """A hint for the first of the given names that looks like a wanted one, "." where none does."""
+    return next((hint for name in islice(given, _MOST_NAMES) if (hint := did_you_mean(name, wanted))), ".")
 
 
 def bad_request(message: str, *loc: str | int) -> InferenceError:

@@ -1,6 +1,7 @@
 """Rows, features and pictures of a JSON document: named cells to tensors, counts against caps, exact refusals."""
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any, NoReturn
 
 from inference.contracts import DeploymentRoute
@@ -159,11 +160,10 @@ def _refuse_features(rows: Iterable[tuple[Path, Any]], known: Iterable[str]) -> 
             errors.append(Located(loc=list(loc), msg=f"expected an object with the keys {', '.join(wanted)}"[:400]))
         else:
             missing = [name for name in wanted if name not in row]
-            for name in row:
-                if name not in wanted:
-                    code = code or "unknown_feature"
-                    hint = did_you_mean(name, missing or wanted)
-                    errors.append(Located(loc=[*loc, name], msg=f"unknown feature {name[:80]!r}{hint}"))
+            for name in islice((name for name in row if name not in wanted), MAX_ERRORS):
+                code = code or "unknown_feature"
+                hint = did_you_mean(name, missing or wanted)
+                errors.append(Located(loc=[*loc, name[:80]], msg=f"unknown feature {name[:80]!r}{hint}"))
             for name in missing:
                 code = code or "unknown_feature"
                 errors.append(Located(loc=[*loc, name], msg=f"feature {name!r} is missing"))

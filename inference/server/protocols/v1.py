@@ -10,7 +10,7 @@ from inference.runtime.plans import Array, VersionPlan, plan_of
 from inference.runtime.scores import labelled
 from inference.runtime.tensors import dumps, from_json, non_finite_warnings, to_json
 from inference.server.protocols import PICTURE_TYPES, Call, Headers, Reply, content_type, refuse_media_type
-from inference.server.protocols.body import bad_request, did_you_mean, parse, refuse_duplicate_keys
+from inference.server.protocols.body import bad_request, mistaken_for, parse, refuse_duplicate_keys
 from inference.server.protocols.features import (
     cap_rows,
     check_rows,
@@ -57,7 +57,7 @@ def decode_document(document: Any, body: bytes, deployment: DeploymentRoute, pla
         return decode_rows(document["instances"], len(document), body, deployment, plan)
     if "inputs" in document:
         return _decode_columns(document, body, deployment, plan)
-    near = next((hint for key in document if (hint := did_you_mean(key, ("instances", "inputs")))), "")
+    near = mistaken_for(document, ("instances", "inputs"))
     raise bad_request(f"The body has neither instances nor inputs{near}")
 
 

@@ -25,7 +25,7 @@ from inference.runtime.tensors import (
     to_json,
 )
 from inference.server.protocols import PICTURE_TYPES, Call, Headers, Reply, content_type, refuse_media_type
-from inference.server.protocols.body import bad_request, did_you_mean, parse, refuse_duplicate_keys
+from inference.server.protocols.body import bad_request, did_you_mean, mistaken_for, parse, refuse_duplicate_keys
 from inference.server.protocols.features import cap_rows, check_rows, count_keys, refuse
 
 _JSON = b"application/json"
@@ -90,7 +90,7 @@ def decode(body: bytes, headers: Headers, deployment: DeploymentRoute, version: 
         raise bad_request("The body must be a JSON object with inputs.")
     tensors = document.get("inputs")
     if type(tensors) is not list or not tensors:
-        near = next((hint for key in document if key != "inputs" and (hint := did_you_mean(key, ("inputs",)))), ".")
+        near = mistaken_for((key for key in document if key != "inputs"), ("inputs",))
         raise bad_request(f"The body must have inputs, a list of tensors{near}", "inputs")
     if head.count(b":") != len(document) + sum([len(tensor) for tensor in tensors if type(tensor) is dict]):
         refuse_duplicate_keys(head, count_keys(document))
@@ -214,10 +214,10 @@ def _tensor(
 ) -> Array:
     datatype = tensor.get("datatype")
     if datatype != planned.datatype:
-        what = (
-            "is not a datatype" if type(datatype) is not str or datatype not in _DATATYPES else "is the wrong datatype"
-        )
-        refuse("wrong_type", f"{str(datatype)[:40]!r} {what}, expected {planned.datatype}", "inputs", index, "datatype")
+        known = type(datatype) is str and datatype in _DATATYPES
+        shown = repr(datatype[:40]) if type(datatype) is str else "this"
+        what = "is the wrong datatype" if known else "is not a datatype"
+        refuse("wrong_type", f"{shown} {what}, expected {planned.datatype}", "inputs", index, "datatype")
     shape = _shape(tensor, index, planned.expected)
     if not fits(shape, planned):
         refuse("wrong_shape", f"{list(shape)} does not fit, expected {planned.expected}", "inputs", index, "shape")

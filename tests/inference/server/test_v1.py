@@ -255,6 +255,13 @@ def test_a_wrong_feature_is_named_with_a_suggestion(row: dict[str, Any], locs: l
     assert hint in error.message
 
 
+def test_a_flood_of_wrong_names_is_refused_without_comparing_each() -> None:
+    flood = {f"amount{number}": 1 for number in range(50_000)}
+    assert len(refused(lambda: decode({"instances": [flood]}, NAMED), "unknown_feature", 422).errors) == 20
+    assert "did you mean" in refused(lambda: decode({"instanses": [], **flood}), "bad_request", 400).message
+    refused(lambda: decode({"instances": [{"a" * 1_000_000: 1}]}, NAMED), "unknown_feature", 422)
+
+
 def test_a_bad_cell_of_a_named_row_is_located_by_name() -> None:
     good = {"amount": 1, "age": 2, "country": 3}
     error = refused(lambda: decode({"instances": [good, {**good, "country": "de"}]}, NAMED), "wrong_type", 422)

@@ -55,8 +55,8 @@ class Interval:
 def read_interval(since: str | None, until: str | None) -> Interval:
     """The interval in a request: ISO times, or "1h", "24h", "7d" before now. Raises DomainError validation_error."""
     now = timezone.now()
-    end = _moment(until, "until", now) if until else now
-    start = _moment(since, "since", now) if since else end - DEFAULT
+    end = read_moment_at(until, "until", now) if until else now
+    start = read_moment_at(since, "since", now) if since else end - DEFAULT
     if not start < end:
         raise field_error("validation_error", "since", "since must lie before until.")
     if end - start > LONGEST:
@@ -64,7 +64,7 @@ def read_interval(since: str | None, until: str | None) -> Interval:
     return Interval.of(start, end)
 
 
-def _moment(text: str, field: str, now: datetime) -> datetime:
+def read_moment_at(text: str, field: str, now: datetime) -> datetime:
     unit = {"m": 60, "h": 3600, "d": 86_400}.get(text[-1:])
     if unit and text[:-1].isascii() and text[:-1].isdigit() and len(text) <= 7:
         return now - timedelta(seconds=min(int(text[:-1]) * unit, LONGEST.total_seconds() * 2))
@@ -79,3 +79,8 @@ def _moment(text: str, field: str, now: datetime) -> datetime:
     if not 1970 < moment.year < 2900:
         raise field_error("validation_error", field, "This time is out of range.")
     return moment
+
+
+def read_moment(text: str, field: str) -> datetime:
+    """One time in a request, as in `read_interval`. Raises DomainError validation_error."""
+    return read_moment_at(text, field, timezone.now())

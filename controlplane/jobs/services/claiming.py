@@ -179,7 +179,8 @@ def clean() -> int:
             "AND job.finished_at < %s - make_interval(days => deployment.retention_days) LIMIT %s)",
             [[status.value for status in FINAL], now, CLEAN_MOST],
         )
-        return erased + cursor.rowcount
+        deleted: int = cursor.rowcount
+    return erased + deleted
 
 
 def _erase(jobs: list[Job]) -> int:

@@ -35,6 +35,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"product", "page", "browser"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("product"))
+            if item.get_closest_marker("timeout") is None:
+                # The first of them starts the product, which takes its time on a busy machine.
+                item.add_marker(pytest.mark.timeout(300))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

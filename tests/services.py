@@ -31,13 +31,13 @@ TEMPLATE = "signalbox_template"
 PASSWORD = "tests-only"
 
 
-def wait_for(done: Callable[[], bool], within_s: float, what: str) -> None:
-    """Returns once `done()`; raises TimeoutError naming `what` after `within_s` seconds."""
+def wait_for(done: Callable[[], bool], within_s: float, what: str, every_s: float = 0.02) -> None:
+    """Returns once `done()`, asked each `every_s`; raises TimeoutError naming `what` after `within_s` seconds."""
     end = time.monotonic() + within_s
     while not done():
         if time.monotonic() > end:
             raise TimeoutError(f"{what}: not within {within_s:.0f} s")
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 # PostgreSQL: a guard process owns the server, so it ends when the run does, however the run ends.

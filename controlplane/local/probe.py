@@ -6,6 +6,7 @@ through Django, and a Celery worker answered a ping; else with 1 and a sentence 
 
 import http.client
 import os
+import socket
 import sys
 import time
 from urllib.parse import urlsplit
@@ -36,6 +37,16 @@ def page_answers(address: str) -> bool:
     return 200 <= status_of(address, "/accounts/login/", timeout_s=20.0) < 400
 
 
+def pages_listen(upstream: str) -> bool:
+    """Whether Django's processes take connections on their socket; asked first, for the front door logs a refusal."""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(upstream)
+    except OSError:
+        return False
+    return True
+
+
 def worker_answers(broker: Celery, timeout_s: float = 1.0) -> bool:
     try:
         return bool(broker.control.ping(timeout=timeout_s, limit=1))
@@ -43,11 +54,11 @@ def worker_answers(broker: Celery, timeout_s: float = 1.0) -> bool:
         return False
 
 
-def first_silent(address: str, broker: Celery) -> str:
+def first_silent(address: str, upstream: str, broker: Celery) -> str:
     """The first part that does not answer, "" when all do."""
     if not front_door_is_ready(address):
         return "the front door is not ready"
-    if not page_answers(address):
+    if not pages_listen(upstream) or not page_answers(address):
         return "no page comes through Django"
     if not worker_answers(broker):
         return "no Celery worker answers"
@@ -58,7 +69,7 @@ def main() -> int:
     address, within_s = sys.argv[1], float(sys.argv[2])
     end = time.monotonic() + within_s
     with Celery("probe", broker=os.environ["REDIS_URL"], set_as_current=False) as broker:
-        while silent := first_silent(address, broker):
+        while silent := first_silent(address, os.environ["SIGNALBOX_UPSTREAM"], broker):
             if time.monotonic() > end:
                 sys.stdout.write(f"{silent} after {within_s:.0f} s\n")
                 return 1

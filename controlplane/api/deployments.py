@@ -7,6 +7,7 @@ from django.conf import settings
 from django.db.models import Prefetch
 from django.http import Http404
 from django.urls import path
+from drf_spectacular.utils import OpenApiParameter
 from rest_framework.exceptions import PermissionDenied
 from rest_framework.generics import GenericAPIView
 from rest_framework.request import Request
@@ -24,6 +25,7 @@ from controlplane.api.deployments_serializers import (
     current_revisions,
 )
 from controlplane.api.pagination import CursorPagination
+from controlplane.api.schema import described
 from controlplane.deployments.documents import active_route
 from controlplane.deployments.models import (
     Deployment,
@@ -42,6 +44,12 @@ from inference.runtime.openapi import describe
 
 LONGEST_WAIT_S = 30.0
 ENTITY_TAG = re.compile(r'(?:W/)?"?(\d{1,9})"?')
+WAIT = OpenApiParameter(
+    "wait", float, description=f"seconds to wait for the split to serve, at most {LONGEST_WAIT_S:.0f}"
+)
+IF_MATCH = OpenApiParameter(
+    "If-Match", str, OpenApiParameter.HEADER, description="the ETag of the split that the change was made from"
+)
 
 
 class HistoryPagination(CursorPagination):
@@ -104,6 +112,7 @@ class DeploymentList(DeploymentView):
     serializer_class = DeploymentSerializer
     pagination_class = CursorPagination
 
+    @described(responses=DeploymentSerializer(many=True))
     def get(self, request: Request) -> Response:
         """Deployments, newest first; retired ones too with `?retired=1`."""
         found = visible_deployments(request)
@@ -112,6 +121,7 @@ class DeploymentList(DeploymentView):
         page = self.paginate_queryset(with_current(found))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
+    @described(responses={201: DeploymentSerializer})
     def post(self, request: Request) -> Response:
         """Makes a deployment without a split."""
         fields = self.checked(request)
@@ -157,6 +167,7 @@ class SplitList(DeploymentView):
     serializer_class = SplitSerializer
     pagination_class = HistoryPagination
 
+    @described(responses=RevisionSerializer(many=True))
     def get(self, request: Request, name: str) -> Response:
         """The history, newest first."""
         found = self.deployment(request, name)
@@ -167,6 +178,7 @@ class SplitList(DeploymentView):
             response[header] = value
         return response
 
+    @described(responses={201: RevisionSerializer}, parameters=[WAIT, IF_MATCH])
     def post(self, request: Request, name: str) -> Response:
         """Makes the next split. `?wait=S` answers once it serves or has failed, at most S seconds later."""
         found = self.deployment_to_change(request, name)
@@ -186,6 +198,7 @@ class SplitList(DeploymentView):
 class Rollback(DeploymentView):
     serializer_class = RollbackSerializer
 
+    @described(responses={201: RevisionSerializer}, parameters=[WAIT, IF_MATCH])
     def post(self, request: Request, name: str) -> Response:
         """Makes a split equal to one that served before."""
         found = self.deployment_to_change(request, name)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import IO, Any
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.exceptions import ParseError
 from rest_framework.parsers import BaseParser
@@ -41,6 +42,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+@extend_schema_field({"type": "object", "additionalProperties": {"type": "number"}, "example": {"1": 90, "2": 10}})
 class SharesField(serializers.Field[Any, Any, Any, Any]):
     """Per cent by version number, as numbers. What is something else is passed on: the service names it."""
 

@@ -21,7 +21,7 @@ from tests.controlplane.deployments.rows import (
     make_version,
 )
 
-pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.controlplane.api.deployments_urls")]
+pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture

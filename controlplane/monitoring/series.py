@@ -1,5 +1,6 @@
 """Traffic, latency and errors by version and time, out of the rollups: the cost grows with the window, not with use."""
 
+import math
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -128,7 +129,7 @@ def series_of(
     """The same for several deployments. One query."""
     step_s = step_for(since, until, now)
     first = int(since.timestamp()) // step_s * step_s
-    steps = max(1, -(-(int(until.timestamp()) - first) // step_s))
+    steps = max(1, math.ceil((until.timestamp() - first) / step_s))
     times = [datetime.fromtimestamp(first + step_s * index, UTC) for index in range(steps)]
     found = {each: Series(step_s, times, until, {}) for each in deployment_ids}
     sources = SHOWN if role is Role.LIVE else [Source.SHADOW.value]

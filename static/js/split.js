@@ -2,6 +2,7 @@
 // Without this script the number fields are a plain form, and the server checks the total.
 
 const WHOLE = 10000;
+const ALL = -2;
 
 /** Shares after `index` was set to `wanted`: what it gained or lost is taken from the others in proportion. */
 export function relink(shares, index, wanted) {
@@ -43,7 +44,7 @@ function bind(form) {
 
   const show = (typing = -1) => {
     shares.forEach((points, i) => {
-      if (i !== typing) fields[i].value = (points / 100).toFixed(2);
+      if (typing !== ALL && i !== typing) fields[i].value = (points / 100).toFixed(2);
       sliders[i].value = points;
       sliders[i].style.setProperty("--at", `${points / 100}%`);
       sliders[i].setAttribute("aria-valuetext", `${say(points)} %`);
@@ -78,7 +79,8 @@ function bind(form) {
     shadows.forEach((field, i) => { field.value = shadowNow[i]; });
     show();
   });
-  show();
+  // After a refusal the fields keep what was typed, until something is moved.
+  show(form.dataset.typed === undefined ? -1 : ALL);
 }
 
 for (const form of document.querySelectorAll("form[data-split]")) bind(form);

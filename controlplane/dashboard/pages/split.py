@@ -1,11 +1,13 @@
 """What the split editor and its history show."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from controlplane.catalog.models import ModelVersion, VersionState
 from controlplane.deployments.models import Deployment, RevisionState, SplitRevision
 from controlplane.deployments.services.labels import labels_of
 from controlplane.deployments.services.splits import newest_split
+from inference.contracts import BASIS_POINTS
 
 # Ready versions offered beside those that have a share or a label: the newest.
 OFFERED = 8
@@ -26,6 +28,9 @@ class SplitRow:
     points: int
     shadow_points: int
     labels: list[str]
+    # What a person typed and the service refused: shown again, to be mended.
+    typed_share: str | None = None
+    typed_shadow: str | None = None
 
     @property
     def number(self) -> int:
@@ -36,7 +41,13 @@ class SplitRow:
         return f"{self.points / 100:.2f}"
 
     @property
-    def shadow_percentage(self) -> str:
+    def share_text(self) -> str:
+        return self.percentage if self.typed_share is None else self.typed_share
+
+    @property
+    def shadow_text(self) -> str:
+        if self.typed_shadow is not None:
+            return self.typed_shadow
         return f"{self.shadow_points / 100:g}" if self.shadow_points else ""
 
 
@@ -100,8 +111,9 @@ def segments(shares: dict[str, int]) -> list[Segment]:
     ]
 
 
-def split_editor(deployment: Deployment) -> SplitEditor:
-    """The editor's rows from the newest revision, and the history. Four queries."""
+def split_editor(deployment: Deployment, typed: Mapping[str, str] | None = None) -> SplitEditor:
+    """The editor's rows from the newest revision (and what was typed into it), and the history. Four queries."""
+    fields = typed or {}
     revisions = list(SplitRevision.objects.filter(deployment=deployment).order_by("-number")[:HISTORY])
     serving = next((r for r in revisions if r.state == RevisionState.ACTIVE), None)
     newest = newest_split(deployment)
@@ -114,12 +126,19 @@ def split_editor(deployment: Deployment) -> SplitEditor:
     ready = ModelVersion.objects.filter(model_id=deployment.model_id, state=VersionState.READY).order_by("-number")
     offered = [v for index, v in enumerate(ready[:200]) if index < OFFERED or v.number in named]
     rows = [
-        SplitRow(v, shares.get(v.number, 0), shadow.get(v.number, 0), sorted(labels.get(v.number, [])))
+        SplitRow(
+            v,
+            shares.get(v.number, 0),
+            shadow.get(v.number, 0),
+            sorted(labels.get(v.number, [])),
+            fields.get(f"share_{v.number}"),
+            fields.get(f"shadow_{v.number}"),
+        )
         for v in sorted(offered, key=lambda v: v.number)
     ]
     if newest is None and rows:
         # The first split: everything to the newest version, which the person may change before it is applied.
-        rows[-1] = SplitRow(rows[-1].version, 10_000, 0, rows[-1].labels)
+        rows[-1] = replace(rows[-1], points=BASIS_POINTS)
     history = [
         Past(
             revision=revision,

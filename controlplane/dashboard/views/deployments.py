@@ -92,12 +92,11 @@ def traffic_page(
         "head": header(deployment, "traffic"),
         "deployment": deployment,
         "window": window,
-        "editor": split_editor(deployment),
+        "editor": split_editor(deployment, typed),
         "figures": traffic_figures(deployment, window),
         "may_deploy": user_of(request).has_right(Right.DEPLOY, deployment.team_id),
         "applied": int(applied) if applied.isascii() and applied.isdigit() and len(applied) < 10 else None,
         "refusal": refusal,
-        "typed": typed,
     }
     return render(request, "deployments/traffic.html", context, status=refusal.status if refusal else 200)
 

@@ -5,7 +5,6 @@ import hashlib
 import io
 import os
 import time
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,9 @@ import pytest
 from controlplane.catalog import storage
 from controlplane.catalog.storage import Draft, draft_from, draft_of, path_of, sweep_drafts
 from controlplane.errors import DomainError
+from tests.controlplane.catalog.uploads import Usage, files_below
 
 pytestmark = pytest.mark.unit
-
-Usage = namedtuple("Usage", "total used free")
-
-
-def files_below(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_kept_file_lies_under_its_hash(store: Path) -> None:

@@ -23,7 +23,7 @@ from controlplane.catalog.services.sweeping import SETTLED_S
 from controlplane.catalog.storage import path_of
 from controlplane.errors import DomainError
 from tests.controlplane.cast import ACTOR
-from tests.controlplane.catalog.uploads import draft, mlmodel, new_model, upload, zipped
+from tests.controlplane.catalog.uploads import draft, files_below, mlmodel, new_model, upload, zipped
 from tests.inference import toys
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("store")]
@@ -32,10 +32,6 @@ pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("store")]
 @pytest.fixture
 def model(team: Team) -> RegisteredModel:
     return new_model(team)
-
-
-def files_below(folder: Path) -> int:
-    return sum(path.is_file() for path in folder.rglob("*"))
 
 
 def refused(code: str, model: RegisteredModel, content: bytes, **said: object) -> DomainError:
@@ -52,7 +48,7 @@ def test_a_version_is_stored_with_what_was_said_of_it(model: RegisteredModel, st
     assert (version.labels, version.columns[0], version.notes) == (["ok", "fraud"], {"name": "a"}, "first")
     event = AuditEvent.objects.get(action="version.upload")
     assert event.after["sha256"] == version.uploaded_artifact_id
-    assert files_below(store) == 1
+    assert len(files_below(store)) == 1
 
 
 def test_the_same_upload_twice_is_one_version(model: RegisteredModel, store: Path) -> None:
@@ -61,7 +57,7 @@ def test_the_same_upload_twice_is_one_version(model: RegisteredModel, store: Pat
     assert (again.pk, created) == (first.pk, False)
     other, created = upload(model, labels=["fraud", "ok"])
     assert (other.number, created) == (2, True)
-    assert Artifact.objects.count() == 1 and files_below(store) == 1
+    assert Artifact.objects.count() == 1 and len(files_below(store)) == 1
 
 
 def test_a_number_is_one_version_s_for_ever(model: RegisteredModel) -> None:
@@ -108,7 +104,7 @@ def test_a_refused_upload_leaves_no_row_and_no_file(model: RegisteredModel, stor
     refused("not_onnx", model, b"<!doctype html>")
     refused("bad_reference", model, toys.classifier(), reference=b"a;b\n1;2\n")
     refused("bad_golden", model, toys.classifier(), golden=b"not a zip")
-    assert not ModelVersion.objects.exists() and files_below(store) == 0
+    assert not ModelVersion.objects.exists() and files_below(store) == []
 
 
 def test_the_header_of_a_reference_set_names_the_columns(model: RegisteredModel) -> None:
@@ -145,7 +141,7 @@ def test_a_zip_that_is_no_mlflow_folder_is_not_onnx(
     model: RegisteredModel, files: dict[str, bytes], store: Path
 ) -> None:
     refused("not_onnx", model, zipped(files))
-    assert files_below(store) == 0
+    assert files_below(store) == []
 
 
 def test_a_version_in_use_is_not_archived(model: RegisteredModel) -> None:

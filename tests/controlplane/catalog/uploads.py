@@ -3,7 +3,8 @@
 import io
 import json
 import zipfile
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from controlplane.accounts.models import Team
 from controlplane.catalog.descriptions import describe
@@ -12,6 +13,19 @@ from controlplane.catalog.services import Upload, register_model, upload_version
 from controlplane.catalog.storage import Draft, draft_from
 from tests.controlplane.cast import ACTOR
 from tests.inference import toys
+
+
+class Usage(NamedTuple):
+    """What shutil.disk_usage answers."""
+
+    total: int
+    used: int
+    free: int
+
+
+def files_below(folder: Path) -> list[str]:
+    """Names of the files in a folder and below."""
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
 def draft(content: bytes) -> Draft:

@@ -29,6 +29,7 @@ from pydicom.filewriter import dcmwrite
 from pydicom.uid import ExplicitVRLittleEndian
 
 from inference.errors import InferenceError
+from inference.runtime.budget import begin_picture
 from inference.runtime.codestreams import bare_jpeg
 from inference.runtime.dicom import MALFORMED, file_warnings, is_dicom, read_dataset, stored_pixels
 from inference.runtime.picture_child import call_child, killed_error
@@ -120,6 +121,7 @@ def deidentify_in_sandbox(data: bytes, *, salt: bytes = b"") -> Deidentified:
 def deidentify_in_child(argument: bytes) -> bytes:
     """The child's side of `deidentify_in_sandbox`: MessagePack in and out."""
     request = msgspec.msgpack.decode(argument, type=_Request)
+    begin_picture()
     return msgspec.msgpack.encode(deidentify(request.data, salt=request.salt))
 
 

@@ -18,10 +18,12 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
+import numpy.ma  # NumPy loads it at first use, and a child may find no file to open
 from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin
 
 from inference.contracts import VersionRoute
 from inference.errors import InferenceError
+from inference.runtime.budget import begin_picture
 from inference.runtime.codestreams import jpeg_end, png_end, png_size
 from inference.runtime.dicom import MALFORMED, is_dicom, is_headless_dicom, read_picture
 from inference.runtime.picture_child import CHILDREN, call_child, killed_error
@@ -49,6 +51,8 @@ _TOGETHER_BYTES = 32 * 1024 * 1024
 # The two settings of Pillow that would let damage or size pass; ours are check_size and the checks of _open.
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 Image.MAX_IMAGE_PIXELS = None
+# Pillow imports its formats at the first picture otherwise; in a child that may be too late.
+Image.preinit()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +206,7 @@ def decode_in_child(argument: bytes) -> bytes:
 
 
 def _decode_one(data: bytes, pipeline: Pipeline, config: dict[str, Any]) -> _Answer:
+    begin_picture()
     try:
         image, acquisition, notes = read_any(data)
         tensor = pipeline(image)

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from inference.errors import InferenceError
+from inference.runtime.budget import allow_pixels
 
 # A 43 x 36 cm detector at 0.1 mm has 15 million pixels, a mammogram up to 30 million.
 MAX_PIXELS = 50_000_000
@@ -46,7 +47,10 @@ class Acquisition:
 
 
 def check_size(width: int, height: int) -> None:
-    """Raise `corrupt_image` for an empty picture and `too_many_pixels` above the caps; call it before allocating."""
+    """Raise `corrupt_image` for an empty picture and `too_many_pixels` above the caps; call it before allocating.
+
+    In a child it also grants the time for decoding.
+    """
     if width < 1 or height < 1:
         raise InferenceError("corrupt_image", f"The picture says that it has {width} x {height} pixels.")
     if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
@@ -55,6 +59,7 @@ def check_size(width: int, height: int) -> None:
             f"The picture has {width} x {height} pixels; at most {MAX_PIXELS // 1_000_000} million are accepted, "
             f"and {MAX_SIDE} a side.",
         )
+    allow_pixels(width * height)
 
 
 def looks_cut_off(pixels: np.ndarray) -> bool:

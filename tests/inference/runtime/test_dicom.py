@@ -30,8 +30,8 @@ from tests.inference.runtime.picture_files import (
     version,
 )
 
-# Two seconds of work are allowed; the rest is for a machine that runs other tests meanwhile.
-HOSTILE_S = 8.0
+# Two seconds of work are allowed, twice where a bad picture has a neighbour; the rest is for a busy machine.
+HOSTILE_S = 20.0
 
 IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"

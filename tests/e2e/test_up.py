@@ -16,8 +16,6 @@ from controlplane.local.processes import is_alive
 from tests.services import REPOSITORY, Product, wait_for
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("up")]
-# The contract's bound is 10 s on two cores that have nothing else to do; here other tests keep one of them busy.
-SECOND_START_S = 30
 PARTS = ("postgres", "redis", "web", "server", "worker", "ingest", "scheduler")
 
 
@@ -92,7 +90,10 @@ def test_sigterm_ends_everything_and_the_next_start_is_quick_and_has_the_data(ru
     assert running.stop() == 0
     assert running.left_behind() == set()
     assert [pid for pid in children if pid and is_alive(pid)] == []
-    assert running.start() <= SECOND_START_S
+    took_s = running.start()
+    # The contract's 10 s are for two cores of its own; other tests run beside, and who waits for a core is no slower.
+    waiting = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert took_s <= 12 * waiting
     with running.http(key) as client:
         assert client.get("/v2/models/none").status_code == 404  # known key, unknown deployment
 

@@ -139,7 +139,7 @@ def _refuse_values(document: Any, lenient: bool) -> None:
 
 
 def _leaves(document: Any) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """Every scalar and every key of the document with its path, in order; no recursion."""
+    """Every key and scalar of the document with its path, in order, but for lists that are harmless; no recursion."""
     stack: list[tuple[tuple[str | int, ...], Any]] = [((), document)]
     while stack:
         path, value = stack.pop()
@@ -148,6 +148,22 @@ def _leaves(document: Any) -> Iterator[tuple[tuple[str | int, ...], Any]]:
             for key in value:
                 yield (*path, key), key
         elif isinstance(value, list):
+            if _is_harmless(value):
+                continue
             stack.extend([((*path, index), item) for index, item in reversed(list(enumerate(value)))])
         else:
             yield path, value
+
+
+def _is_harmless(values: list[Any]) -> bool:
+    """Whether a list holds finite numbers only, or good texts only: told for all of them at once."""
+    kinds = set(map(type, values))
+    if kinds == {str}:
+        return not is_bad_text("".join(values))
+    if kinds <= {int, float}:
+        try:
+            total = float(sum(values))
+        except OverflowError:
+            return False
+        return total - total == 0.0
+    return False

@@ -131,6 +131,24 @@ def test_a_wrong_shape_is_answered_with_the_expected_one(value: Any) -> None:
     assert "[n, 3]" in error.message
 
 
+def test_the_one_bad_cell_of_a_large_table_is_named() -> None:
+    for shape in ((-1, 3), (-1, -1)):
+        tensor = plan("FP32", *shape)
+        table: list[list[Any]] = [[1.5, 2.5, 3.5] for _ in range(5000)]
+        table[4321][1] = True
+        error = refused(partial(convert, table, tensor), "wrong_type", 422)
+        assert [located["loc"] for located in error.errors] == [["cell", 4321, 1]]
+    flat: list[Any] = [7] * 5000
+    flat[4999] = 7.5
+    error = refused(lambda: from_flat(flat, (5000,), plan("INT8", -1), lambda path: [*path]), "wrong_type", 422)
+    assert [located["loc"] for located in error.errors] == [[4999]]
+    flat[4999] = 7.0
+    assert (from_flat(flat, (5000,), plan("INT8", -1), lambda path: [*path]) == 7).all()
+    texts: list[Any] = ["a"] * 5000
+    texts[3] = {"b64": "YQ=="}
+    assert (convert(texts, plan("BYTES", -1)) == "a").all()
+
+
 def test_ragged_rows_of_free_width_are_a_wrong_shape() -> None:
     refused(lambda: convert([[1, 2], [1, 2, 3]], plan("FP32", -1, -1)), "wrong_shape", 422)
     refused(lambda: convert([["a", "b"], ["c"]], plan("BYTES", -1, -1)), "wrong_shape", 422)

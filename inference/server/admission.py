@@ -107,8 +107,10 @@ class RateLimits:
     def _take(self, tag: bytes, limit: int, now: float) -> Allowance:
         at, paid_back_at = self._find(tag, now)
         interval = self._WINDOW_S / limit
-        # A time past one window comes from before the last boot, or from a limit that was lowered since.
-        busy_until = min(max(paid_back_at, now), now + self._WINDOW_S) + interval
+        if paid_back_at > now + self._WINDOW_S + 1e-6:
+            # Written before the machine's last boot, when the clock began again.
+            paid_back_at = now
+        busy_until = max(paid_back_at, now) + interval
         if busy_until - now > self._WINDOW_S + 1e-6:
             wait = ceil(busy_until - now - self._WINDOW_S)
             headers = {"Retry-After": str(wait), "RateLimit-Limit": str(limit), "RateLimit-Remaining": "0"}

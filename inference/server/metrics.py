@@ -105,6 +105,8 @@ class Metrics:
     def close(self) -> None:
         """Free the lock: the next scrape folds this process's counts."""
         if self._fd >= 0:
+            # The map holds a duplicate of the descriptor, so closing alone would not free the lock.
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
             os.close(self._fd)
             self._fd = -1
 

@@ -10,7 +10,7 @@ from inference.runtime.sandbox import Limits, Sandbox, SandboxKilled
 # The outer bounds; inference.runtime.budget ends a hostile file after two seconds of work. The clock is far more
 # generous, since a busy machine is no crime.
 _CPU_S = 25.0
-_WALL_S = 30.0
+_WALL_S = 60.0
 _MEMORY_BYTES = 2 * 1024**3
 CHILDREN = max(2, os.cpu_count() or 1)
 

@@ -133,8 +133,8 @@ def http(product: Product) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator["Browser"]:
-    """Debian's chromium, headless."""
+def browser(product: Product) -> Iterator["Browser"]:
+    """Debian's chromium, headless. After the product: while Playwright runs, this thread cannot talk to PostgreSQL."""
     from playwright.sync_api import sync_playwright
 
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -48,7 +48,6 @@ function bind(form) {
       sliders[i].value = points;
       sliders[i].style.setProperty("--at", `${points / 100}%`);
       sliders[i].setAttribute("aria-valuetext", `${say(points)} %`);
-      rows[i].classList.toggle("off", points === 0);
       if (segments[i]) { segments[i].style.width = `${points / 100}%`; segments[i].hidden = points === 0; }
     });
     total.textContent = `${(shares.reduce((a, b) => a + b, 0) / 100).toFixed(2)} %`;

@@ -4,6 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
+from controlplane.monitoring.intervals import read_moment
 from inference.contracts import Outcome, Role, Source
 
 
@@ -11,15 +12,13 @@ class MomentField(serializers.CharField):
     """An ISO time, or 24h, 7d, 30m before now."""
 
     def to_internal_value(self, data: Any) -> Any:
-        from controlplane.monitoring.intervals import read_moment
-
-        return read_moment(super().to_internal_value(data), self.field_name or "since")
+        return read_moment(super().to_internal_value(data)[:40], self.field_name or "since")
 
 
 class PredictionFilterSerializer(serializers.Serializer[Any]):
     deployment = serializers.CharField(required=False, max_length=60)
-    since = MomentField(required=False, max_length=40)
-    until = MomentField(required=False, max_length=40)
+    since = MomentField(required=False)
+    until = MomentField(required=False)
     version = serializers.IntegerField(required=False, min_value=1, max_value=2**31 - 1)
     client_id = serializers.CharField(required=False, max_length=128)
     outcome = serializers.ChoiceField(required=False, choices=[outcome.value for outcome in Outcome])

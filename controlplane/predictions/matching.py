@@ -37,7 +37,7 @@ def lock_deployments(ids: Iterable[uuid.UUID]) -> None:
     """Until the transaction ends, nobody else counts feedback on these deployments. One statement."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT pg_advisory_xact_lock(%s, hashtext(id)) FROM unnest(%s) AS id",
+            "SELECT pg_advisory_xact_lock(%s, hashtext(id)) FROM unnest(%s::text[]) AS id",
             [LOCK_SPACE, sorted({str(identity) for identity in ids})],
         )
 

@@ -156,9 +156,7 @@ class Feedback(models.Model):
     deployment_id = models.UUIDField(null=True)
     team_id = models.UUIDField()
     client_id = models.CharField(max_length=128, blank=True)
-    number = models.PositiveIntegerField(
-        default=1, help_text="1 for the first word on a prediction, 2 for its revision"
-    )
+    number = models.PositiveIntegerField(default=1, help_text="1, then 2 for its first revision")
     latest = models.BooleanField(default=True)
     state = models.CharField(max_length=10, choices=FeedbackState)
     code = models.CharField(max_length=40, blank=True, help_text="why it was rejected")

@@ -275,14 +275,25 @@ class Supervisor:
 
     def _spawn(self, child: Child) -> None:
         service = child.service
-        child.process = spawn(
-            service.command,
-            environment={**service.environment, MARK: str(self.home.root)},
-            account=service.account,
-            niceness=service.niceness,
-            # PostgreSQL ends on SIGINT without waiting for its clients; a killed runner should have that too.
-            orphan_signal=service.stop_signal,
-        )
+        try:
+            child.process = spawn(
+                service.command,
+                environment={**service.environment, MARK: str(self.home.root)},
+                account=service.account,
+                niceness=service.niceness,
+                # PostgreSQL ends on SIGINT without waiting for its clients; a killed runner should have that too.
+                orphan_signal=service.stop_signal,
+            )
+        except OSError as error:
+            if not child.restarts:
+                raise CannotStart(
+                    f"{service.command[0]} cannot be executed ({error.strerror}): let this account read it, "
+                    "or remove the folder .venv and type make run."
+                ) from None
+            # It ran before: the machine is short of something, which passes.
+            child.due_at = self._clock() + LONGEST_PAUSE_S
+            self.say("up", f"{service.name} cannot be started just now ({error.strerror}) and is tried again")
+            return
         child.started_at = self._clock()
         child.due_at = None
         child.rest = b""

@@ -218,3 +218,8 @@ def test_a_nice_child_yields_although_it_leads_its_own_session() -> None:
         child.wait()
         assert child.stdout is not None
         child.stdout.close()
+
+
+def test_a_program_that_cannot_be_executed_is_told(supervisor: Supervisor) -> None:
+    with pytest.raises(CannotStart, match="/nowhere/python cannot be executed"):
+        supervisor.start(Service("part", ("/nowhere/python",), 0, environment=dict(os.environ)))

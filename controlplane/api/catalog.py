@@ -11,7 +11,7 @@ from django.urls import path, reverse
 from drf_spectacular.utils import OpenApiParameter
 from rest_framework import status
 from rest_framework.generics import GenericAPIView
-from rest_framework.parsers import BaseParser, JSONParser, MultiPartParser
+from rest_framework.parsers import BaseParser, MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -30,6 +30,7 @@ from controlplane.api.catalog_serializers import (
     version_rows,
 )
 from controlplane.api.pagination import CursorPagination
+from controlplane.api.parsers import StrictJSONParser
 from controlplane.api.schema import described
 from controlplane.catalog.descriptions import describe
 from controlplane.catalog.models import ModelVersion, RegisteredModel, VersionState
@@ -58,7 +59,7 @@ class CatalogView(GenericAPIView[Any]):
     """Finds the model or version of the address among those that whoever asks may see."""
 
     queryset = RegisteredModel.objects.none()
-    parser_classes: Sequence[type[BaseParser]] = (JSONParser,)
+    parser_classes: Sequence[type[BaseParser]] = (StrictJSONParser,)
 
     def model(self, request: Request, name: str) -> RegisteredModel:
         """Raises Http404 for what whoever asks may not see."""
@@ -208,7 +209,7 @@ class VersionList(UploadView):
 
 class VersionDetail(UploadView):
     serializer_class = DescriptionSerializer
-    parser_classes = (JSONParser, MultiPartParser)
+    parser_classes = (StrictJSONParser, MultiPartParser)
 
     @described(responses=VersionDetailSerializer)
     def get(self, request: Request, name: str, number: int) -> Response:

@@ -3,6 +3,8 @@
 from typing import Any
 
 from django.urls import reverse
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from controlplane.catalog.models import ModelVersion, RegisteredModel
@@ -79,6 +81,7 @@ class VersionDetailSerializer(VersionSerializer):
         read_only_fields = fields
 
 
+@extend_schema_field(OpenApiTypes.ANY)
 class LooseField(serializers.Field[Any, Any, Any, Any]):
     """A value that the service reads: a list or object as JSON, or the text of one in a multipart form."""
 

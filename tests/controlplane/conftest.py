@@ -10,8 +10,7 @@ from controlplane.accounts.models import ApiKey, Role, Team, User
 from tests.controlplane.cast import Caller, bearer, new_key, new_user, person
 
 if TYPE_CHECKING:
-    from pytest_django.fixtures import SettingsWrapper
-    from pytest_django.plugin import DjangoDbBlocker
+    from pytest_django import DjangoDbBlocker, Settings
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +82,7 @@ def issued(team: Team) -> tuple[ApiKey, str]:
 
 
 @pytest.fixture
-def store(settings: "SettingsWrapper", tmp_path: Path) -> Path:
+def store(settings: "Settings", tmp_path: Path) -> Path:
     """An empty artifact store of this test alone."""
     settings.SIGNALBOX_ARTIFACTS = tmp_path / "artifacts"
     return tmp_path / "artifacts"

@@ -12,7 +12,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.test import Client
 from django.test.client import BOUNDARY, MULTIPART_CONTENT, encode_multipart
 from onnx import TensorProto
-from pytest_django.fixtures import SettingsWrapper
+from pytest_django import Settings
 
 from controlplane.accounts.models import Team, User
 from controlplane.catalog import storage
@@ -135,7 +135,7 @@ def test_25_a_truncated_or_damaged_file_is_rejected(as_owner: Caller) -> None:
 
 
 def test_26_a_file_over_the_cap_is_413_and_a_full_disk_507(
-    as_owner: Caller, settings: SettingsWrapper, store: Path, monkeypatch: pytest.MonkeyPatch
+    as_owner: Caller, settings: Settings, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.SIGNALBOX_MAX_MODEL_BYTES = 1000
     refused(as_owner.upload(VERSIONS, {"file": file(b"\x08" * 1001)}), 413, "too_large")

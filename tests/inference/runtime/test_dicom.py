@@ -31,7 +31,7 @@ from tests.inference.runtime.picture_files import (
 )
 
 # Two seconds of work are allowed, twice where a bad picture has a neighbour; the rest is for a busy machine.
-HOSTILE_S = 20.0
+HOSTILE_S = 30.0
 
 IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -165,7 +165,13 @@ def test_garbage_instead_of_elements_is_refused() -> None:
 
 
 def test_a_million_tiny_elements_end_in_a_refusal() -> None:
-    refusal(dicom_head(EXPLICIT) + struct.pack("<HH2sH", 0x0009, 0x0010, b"LO", 0) * 3_000_000)
+    tiny = struct.pack("<HH2sH", 0x0009, 0x0010, b"LO", 0) * 1_000_000
+    assert "elements" in refusal(dicom_head(EXPLICIT) + tiny).message
+    # Inside a sequence nobody counts them: two seconds of work end that.
+    never = struct.pack("<HH2sHI", 0x0008, 0x1140, b"SQ", 0, 0xFFFFFFFF) + struct.pack(
+        "<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF
+    )
+    refusal(dicom_head(EXPLICIT) + never + tiny * 3)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.3, 0.999])

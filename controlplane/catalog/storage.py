@@ -46,6 +46,11 @@ def root() -> Path:
     return Path(settings.SIGNALBOX_ARTIFACTS)
 
 
+def drafts_folder() -> Path:
+    """Where files are written before they have a hash; on the store's volume, made where it is missing."""
+    return _made(root() / DRAFTS)
+
+
 def path_of(sha256: str) -> Path:
     """Where the file with this hash lies, or would lie."""
     if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
@@ -72,7 +77,7 @@ class Draft:
         self.most = most
         self.size_bytes = 0
         self.head = b""
-        self.path = _made(root() / DRAFTS) / f"draft-{secrets.token_hex(16)}"
+        self.path = drafts_folder() / f"draft-{secrets.token_hex(16)}"
         self._hash = hashlib.sha256()
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
         self._file: IO[bytes] | None = os.fdopen(descriptor, "wb", buffering=COPY_BYTES)

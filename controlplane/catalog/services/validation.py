@@ -27,7 +27,7 @@ from controlplane.audit.services import SYSTEM, record
 from controlplane.catalog.models import Artifact, ModelVersion, VersionState
 from controlplane.catalog.reference import ReferenceSummary, summarise
 from controlplane.catalog.services.sweeping import hold_store
-from controlplane.catalog.storage import DRAFTS, StoredFile, draft_of, path_of, root
+from controlplane.catalog.storage import StoredFile, draft_of, drafts_folder, path_of
 from controlplane.celery import app
 from controlplane.errors import DomainError
 from inference.contracts import Activation, Datatype, Signature, Task, ValidationReport, ValidationRequest
@@ -210,8 +210,7 @@ def _run(claim: _Claim, *, golden: Path | None = None, rewritten_path: Path | No
 @contextmanager
 def _rewritten_file() -> Iterator[Path]:
     """A path among the drafts where validation may put the model without its ZipMap tail."""
-    path = root() / DRAFTS / f"rewritten-{token_hex(16)}"
-    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    path = drafts_folder() / f"rewritten-{token_hex(16)}"
     try:
         yield path
     finally:

@@ -1,0 +1,105 @@
+"""Bodies are bounded before Django spools them."""
+
+import errno
+import json
+from typing import Any
+
+import pytest
+from pytest_django import Settings
+
+from controlplane.api.bodies import FRAME_BYTES, BodyLimits, cap_of
+from controlplane.catalog import storage
+from tests.controlplane.catalog.uploads import Usage
+
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("store")]
+
+UPLOAD = "/api/models/fraud/versions/"
+
+
+class Reader:
+    """Reads the whole body as Django does, then answers 200."""
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.dropped = False
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.dropped = True
+                return
+            self.read += len(message["body"])
+            if not message.get("more_body"):
+                break
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def call(application: Any, path: str, chunks: list[bytes], **headers: str) -> tuple[int, dict[str, Any]]:
+    """The status and the problem document of a POST."""
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    messages.append({"type": "http.request", "body": b"", "more_body": False})
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    await BodyLimits(application)({"type": "http", "path": path, "headers": raw}, receive, send)
+    body = sent[1]["body"]
+    return sent[0]["status"], json.loads(body) if body else {}
+
+
+@pytest.fixture(autouse=True)
+def small(settings: Settings) -> None:
+    settings.SIGNALBOX_MAX_PICTURE_BYTES = settings.FILE_UPLOAD_MAX_MEMORY_SIZE = 1000
+
+
+async def test_a_body_within_the_cap_passes() -> None:
+    reader = Reader()
+    assert await call(reader, "/api/models/", [b"x" * 600, b"x" * 400]) == (200, {})
+    assert reader.read == 1000
+
+
+async def test_a_declared_length_over_the_cap_is_413_before_a_byte_is_read() -> None:
+    reader = Reader()
+    for declared in (str(FRAME_BYTES + 1001), "9" * 400):
+        status, body = await call(reader, "/api/models/", [b"x"], content_length=declared, x_request_id="abc")
+        assert (status, body["code"], body["request_id"]) == (413, "too_large", "abc")
+    assert reader.read == 0
+
+
+async def test_an_undeclared_body_is_cut_off_at_the_cap() -> None:
+    reader = Reader()
+    status, body = await call(reader, "/api/models/", [b"x" * (FRAME_BYTES // 2)] * 5)
+    assert (status, body["code"]) == (413, "too_large")
+    assert reader.dropped and reader.read <= FRAME_BYTES + 1000
+
+
+async def test_the_upload_of_a_model_has_a_larger_cap() -> None:
+    assert cap_of(UPLOAD) > cap_of("/api/models/") == FRAME_BYTES + 1000
+    assert cap_of(f"{UPLOAD}3/") == cap_of("/models/fraud/upload/") == cap_of(UPLOAD)
+    assert cap_of(f"{UPLOAD}3/report/") == cap_of("/api/models/")
+
+
+async def test_a_disk_without_room_is_507_before_a_byte_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: Usage(10**12, 0, storage.HEADROOM_BYTES))
+    reader = Reader()
+    status, body = await call(reader, UPLOAD, [b"x"], content_length="5000")
+    assert (status, body["code"], reader.read) == (507, "storage_full", 0)
+
+
+async def test_a_disk_that_fills_up_meanwhile_is_507_and_other_failures_go_on() -> None:
+    async def fail(number: int) -> int:
+        async def application(*_: Any) -> None:
+            raise OSError(number, "no")
+
+        return (await call(application, UPLOAD, []))[0]
+
+    assert await fail(errno.ENOSPC) == 507
+    with pytest.raises(OSError, match="no"):
+        await fail(errno.EIO)

@@ -312,9 +312,8 @@ def waiting(view_class: type[APIView]) -> Callable[..., HttpResponseBase]:
                 response.status_code = 200
         return response
 
-    # What Django and the schema's generator look for on a view.
-    for name in ("cls", "view_class", "initkwargs", "csrf_exempt"):
-        setattr(answer, name, getattr(view, name))
+    # What middleware and the schema's generator look for on a view.
+    vars(answer).update({name: value for name, value in vars(view).items() if name != "__wrapped__"})
     # Django awaits asynchronous views; its types of `path` know synchronous ones alone.
     return cast(Callable[..., HttpResponseBase], answer)
 

@@ -19,7 +19,8 @@ class _Tensor(msgspec.Struct):
     dtype: str
     shape: tuple[int, ...]
     content: bytes = b""
-    texts: list[str | bytes] | None = None
+    # str or bytes, as the runtime takes them.
+    texts: list[Any] | None = None
 
 
 class _Stored(msgspec.Struct):

@@ -103,6 +103,7 @@ class App:
         self.metrics.close()
         self._limits.close()
         self._pictures.close()
+        self._predict.aside.close()
         self.registry.close()
         if self._upstream is not None:
             await self._upstream.close()
@@ -123,6 +124,10 @@ class App:
         elif scope["method"] not in address.methods:
             allow = {"Allow": ", ".join(address.methods)}
             await self._refuse(scope, receive, send, InferenceError("method_not_allowed", headers=allow))
+        elif address.kind in PREDICTIONS and self.holder.is_empty:
+            # Nothing was read yet: what is unknown now may be known in a moment.
+            error = InferenceError("version_not_ready", "This process is still starting.", headers={"Retry-After": "1"})
+            await self._refuse(scope, receive, send, error)
         elif address.kind in PREDICTIONS:
             await self._predict(scope, receive, send, address)
         else:

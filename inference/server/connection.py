@@ -6,14 +6,21 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_S = 20.0
+# How long an idle connection may still bring a request after the process was told to stop.
+_LAST_REQUEST_S = 1.0
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, ended where a head grows past 64 kB or is not complete after 20 s."""
+    """uvicorn's protocol, ended where a head grows past 64 kB or is not complete after 20 s.
+
+    When the process stops, uvicorn closes idle connections at once, also one whose first request is on its way: its
+    caller sees a reset. Here an idle connection gets a moment; what it brings is answered with `Connection: close`.
+    """
 
     _head_bytes = 0
     _in_head = False
     _head_timer: asyncio.TimerHandle | None = None
+    _stopping = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -44,6 +51,19 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._disarm()
         super().on_headers_complete()
+        if self._stopping:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        self._stopping = True
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(_LAST_REQUEST_S, self._close_if_idle)
+        else:
+            super().shutdown()
+
+    def _close_if_idle(self) -> None:
+        if not self._in_head and (self.cycle is None or self.cycle.response_complete):
+            self.transport.close()
 
     def _arm(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_S, self._end)

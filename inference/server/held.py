@@ -97,3 +97,8 @@ class Holder:
         self.access = AccessTable(Access(generation=0))
         self.routes = HeldRoutes(0)
         self.ready = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no routes were held since the start, neither from the database nor from disk."""
+        return not self.ready and self.routes.generation == 0

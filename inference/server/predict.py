@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from types import ModuleType
 
@@ -14,6 +14,7 @@ from inference.registry import cells_of
 from inference.routing import bucket
 from inference.server.addresses import Address, Kind
 from inference.server.admission import Admission, RateLimits
+from inference.server.aside import LARGE_BYTES, Aside
 from inference.server.asking import Ask, Retries
 from inference.server.auth import Caller
 from inference.server.held import HeldDeployment, HeldRoutes, HeldVersion, Holder
@@ -56,6 +57,7 @@ class Predictor:
     shadows: Shadows
     pictures: PictureRoom
     jobs: JobLane
+    aside: Aside = field(default_factory=Aside)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, address: Address) -> None:
         ask = Ask(scope, address, asyncio.get_running_loop().time())
@@ -96,7 +98,11 @@ class Predictor:
         key = ask.routing_key
         version = ask.version = choose_version(deployment, ask.address, key)
         protocol = PROTOCOLS[ask.address.kind]
-        call: Call = protocol.decode(body, ask.headers, route, version.route)
+        call: Call
+        if len(body) <= LARGE_BYTES:
+            call = protocol.decode(body, ask.headers, route, version.route)
+        else:
+            call = await self.aside.run(protocol.decode, body, ask.headers, route, version.route)
         if call.rows > route.max_rows:
             raise InferenceError("batch_too_large", f"The call has {call.rows} rows; at most {route.max_rows} go.")
         ask.set_client_id(call.client_id)

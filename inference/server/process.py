@@ -1,10 +1,13 @@
 """One serving process: uvicorn on the socket that its parent bound."""
 
+import asyncio
 import ctypes
+import gc
 import logging
 import os
 import signal
 import socket
+import time
 from types import FrameType
 
 import uvicorn
@@ -17,6 +20,9 @@ from inference.server.settings import BadSettingError, Settings
 _KEEP_ALIVE_S = 75
 _DRAIN_S = 10
 _PR_SET_PDEATHSIG = 1
+# Longest wait for the first documents: after it the health checks at least have to be answered.
+_FIRST_DOCUMENTS_S = 5.0
+_LOOK_S = 0.02
 
 
 def serve(settings: Settings, fd: int, parent: int) -> int:
@@ -33,6 +39,9 @@ def serve(settings: Settings, fd: int, parent: int) -> int:
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
     app = App(settings)
+    # What was imported lives as long as the process: the collector need not walk it again and again.
+    gc.collect()
+    gc.freeze()
     config = uvicorn.Config(
         app,
         http=BoundedHttpProtocol,
@@ -55,6 +64,11 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     async with app.running():
+        # A process that holds nothing yet would refuse what its siblings answer: callers wait in the socket's queue.
+        give_up_at = time.monotonic() + _FIRST_DOCUMENTS_S
+        # Asked, not awaited: a signal handler sets the other condition.
+        while not (app.holder.ready or server.should_exit or time.monotonic() > give_up_at):  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)
         await server.serve(sockets=[listener])
 
 

@@ -180,7 +180,7 @@ def encode(
     if not style.csv:
         answered = Call(call.inputs, call.rows, call.client_id, call.pictures, style.document)
         return v1.encode(answered, outputs, deployment, version, prediction_id)
-    lines = _labelled_lines(outputs, version) if version.task.takes_pictures else _lines(call, outputs)
+    lines = _labelled_lines(outputs, version) if call.pictures else _lines(call, outputs)
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(lines)
     return b"text/csv; charset=utf-8", [], text.getvalue().encode("utf-8")

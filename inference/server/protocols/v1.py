@@ -121,8 +121,8 @@ def _decode_columns(document: dict[str, Any], body: bytes, deployment: Deploymen
 def encode(
     call: Call, outputs: dict[str, Array], deployment: DeploymentRoute, version: VersionRoute, prediction_id: str
 ) -> Reply:
-    """`predictions` for a call by row, `outputs` for one by column; labelled scores where the task is of pictures."""
-    document = _answer(call.style, outputs, version)
+    """`predictions` for a call by row, `outputs` for one by column; labelled scores where pictures were sent."""
+    document = _answer(call, outputs, version)
     reply = dumps(document)
     # NaN and infinities become null; numbers write no other null, so nearly every reply is done here.
     if b"null" in reply and (warnings := non_finite_warnings(outputs)):
@@ -130,8 +130,10 @@ def encode(
     return _JSON, [], reply
 
 
-def _answer(style: Style, outputs: dict[str, Array], version: VersionRoute) -> dict[str, Any]:
-    if version.task.takes_pictures:
+def _answer(call: Call, outputs: dict[str, Array], version: VersionRoute) -> dict[str, Any]:
+    style: Style = call.style
+    # Who sends a tensor, as a client of TensorFlow Serving does, is answered in tensors, whatever the model is for.
+    if call.pictures:
         return {"predictions" if style.by_row else "outputs": labelled(version, outputs)}
     values = {name: to_json(array) for name, array in outputs.items()}
     if not style.by_row:

@@ -77,7 +77,9 @@ class Door:
         return f"http://127.0.0.1:{self.port}"
 
     def client(self, key: str = OWNER) -> httpx.Client:
-        return httpx.Client(base_url=self.base_url, headers={"Authorization": f"Bearer {key}"}, trust_env=False)
+        return httpx.Client(
+            base_url=self.base_url, headers={"Authorization": f"Bearer {key}"}, trust_env=False, timeout=60.0
+        )
 
     def children(self) -> list[int]:
         """The serving processes."""
@@ -128,7 +130,7 @@ def open_door(home: Path, url: str, **settings: str) -> Iterator[Door]:
             door.stop()
 
 
-def until(done: Callable[[], bool], what: str, within_s: float = 20.0) -> None:
+def until(done: Callable[[], bool], what: str, within_s: float = 60.0) -> None:
     wait_for(done, within_s, what)
 
 

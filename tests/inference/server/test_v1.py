@@ -135,6 +135,11 @@ def test_pictures_are_answered_with_labelled_scores() -> None:
     assert body == {"predictions": [{"scores": {"no": 0.25, "yes": 0.75}, "label": "yes"}]}
 
 
+def test_tensors_are_answered_with_tensors_whatever_the_model_is_for() -> None:
+    call = decode({"instances": [[[[1, 2], [3, 4]]]]}, PICTURES)
+    assert answer(call, {"logits": f32([[0.25, 0.75]])}, PICTURES) == {"predictions": [[0.25, 0.75]]}
+
+
 def test_broken_pictures_are_refused() -> None:
     refused(lambda: decode({"instances": [{"b64": "%%%"}]}, PICTURES), "wrong_type", 422)
     refused(lambda: decode({"instances": [{"b64": "AAAA"}, 5]}, PICTURES), "wrong_type", 422)

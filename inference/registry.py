@@ -134,8 +134,8 @@ class Registry:
         self.threads = threads or min(len(os.sched_getaffinity(0)), 4)
         self._models: dict[str, LoadedModel] = {}
         self._loading: dict[str, asyncio.Task[LoadedModel]] = {}
-        self._loader = _low_priority_pool(1, "load")
-        self.executor: Executor = _low_priority_pool(self.threads, "run")
+        self._loader = low_priority_pool(1, "load")
+        self.executor: Executor = low_priority_pool(self.threads, "run")
 
     def get(self, sha256: str) -> LoadedModel | None:
         """The model of an artifact, or None while it is not loaded."""
@@ -221,7 +221,7 @@ def _versions(deployment: DeploymentRoute) -> Iterable[VersionRoute]:
     return deployment.versions.values()
 
 
-def _low_priority_pool(threads: int, name: str) -> ThreadPoolExecutor:
+def low_priority_pool(threads: int, name: str) -> ThreadPoolExecutor:
     def settle() -> None:
         # On Linux a priority belongs to a thread.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _EXECUTOR_NICE)

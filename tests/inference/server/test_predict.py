@@ -224,6 +224,29 @@ async def test_a_compressed_body_is_read_and_a_bomb_is_not(house: House, tmp_pat
     assert len(house.served()) == count
 
 
+async def test_other_calls_go_on_while_a_large_body_is_read(house: House, tmp_path: Path) -> None:
+    await house.hold(deployment(version(tmp_path, 1, toys.dynamic())))
+    beats = 0
+
+    async def beat() -> None:
+        nonlocal beats
+        while True:
+            beats += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(beat())
+    answer = await house.post(content=json.dumps({"instances": [[1] * 300_000]}).encode())
+    other.cancel()
+    assert answer.json() == {"predictions": [[300_000.0]]}
+    assert beats > 100
+
+
+async def test_a_large_body_is_refused_like_a_small_one(house: House) -> None:
+    content = json.dumps({"instances": [["x" * 300_000, 2, 3]]}).encode()
+    body = await refused(house, 422, "wrong_type", content=content)
+    assert body["errors"][0]["loc"] == ["instances", 0, 0]
+
+
 async def test_rows_past_the_cap_are_refused(house: House, tmp_path: Path) -> None:
     await house.hold(deployment(linear(tmp_path), max_rows=2))
     await refused(house, 413, "batch_too_large", content=json.dumps({"instances": [[1, 2, 3]] * 3}).encode())

@@ -13,6 +13,8 @@ from controlplane.deployments.models import DataplaneDocument, DataplaneProcess,
 from controlplane.predictions.models import IngesterStatus
 
 DOCUMENTS = 10
+# An ingester reports each second or so; one that is silent for longer is behind by that much.
+SILENT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +25,17 @@ class ProcessRow:
 
 
 @dataclass(frozen=True, slots=True)
+class IngesterRow:
+    """`behind_s`: what it said itself, or for how long it has said nothing."""
+
+    status: IngesterStatus
+    behind_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class SystemPage:
     processes: list[ProcessRow]
-    ingesters: list[IngesterStatus]
+    ingesters: list[IngesterRow]
     documents: list[DataplaneDocument]
     artifact_bytes: int
     free_bytes: int
@@ -39,7 +49,11 @@ def system_page(now: datetime) -> SystemPage:
     home = Path(settings.SIGNALBOX_HOME)
     return SystemPage(
         processes=[ProcessRow(process, process.pk in live, len(process.loaded)) for process in processes],
-        ingesters=list(IngesterStatus.objects.order_by("host")),
+        ingesters=[
+            IngesterRow(status, max(status.lag_s, silent if silent > SILENT_S else 0.0))
+            for status in IngesterStatus.objects.order_by("host")
+            if (silent := (now - status.seen_at).total_seconds()) >= 0
+        ],
         documents=list(
             DataplaneDocument.objects.exclude(state=RevisionState.SUPERSEDED)
             .defer("body")

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from inference.spool import SpoolReader
 from tests.inference.server.house import BODY, OWNER, deployment, linear
 from tests.inference.server.publishing import Door, Publisher, kill, open_door, until
-from tests.services import clean_environment
+from tests.services import Cluster, clean_environment, new_database
 
 
 @pytest.fixture
@@ -29,17 +30,31 @@ def door(tmp_path: Path, database_url: str) -> Iterator[Door]:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def standing_door(tmp_path_factory: pytest.TempPathFactory, postgres: Cluster) -> Iterator[Door]:
+    """One door for the tests that leave it as it was."""
+    home, url = tmp_path_factory.mktemp("home"), new_database(postgres)
+    publisher = Publisher(url)
+    publisher.access()
+    publisher.routes(1, deployment(linear(home), max_body_bytes=100_000))
+    with open_door(home, url, SIGNALBOX_WEB_PROCESSES="2") as opened:
+        until(opened.predicts, "a prediction")
+        yield opened
+    postgres.drop(str(conninfo_to_dict(url)["dbname"]))
+
+
 def talk(door: Door, request: bytes, *, half_close: bool = False) -> bytes:
-    """Send raw bytes; returns all that comes until the connection ends."""
+    """Send raw bytes; returns all that comes until the connection ends, if by a reset."""
+    answer = b""
     with socket.create_connection(("127.0.0.1", door.port), timeout=20) as connection:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.sendall(request)
         if half_close:
             connection.shutdown(socket.SHUT_WR)
-        answer = b""
-        while chunk := connection.recv(65536):
-            answer += chunk
-        return answer
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := connection.recv(65536):
+                answer += chunk
+    return answer
 
 
 def head(*lines: str) -> bytes:
@@ -146,50 +161,57 @@ def test_a_restart_of_every_process_in_turn_fails_no_call(door: Door) -> None:
     ],
     ids=["declared", "declared and not sent", "chunked", "expecting"],
 )
-def test_a_body_past_the_cap_is_refused_and_the_connection_closed(door: Door, request_bytes: bytes) -> None:
-    answer = talk(door, request_bytes, half_close=True)
+def test_a_body_past_the_cap_is_refused_and_the_connection_closed(standing_door: Door, request_bytes: bytes) -> None:
+    answer = talk(standing_door, request_bytes, half_close=True)
     assert answer.startswith(b"HTTP/1.1 413")
     assert b"connection: close" in answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "too_large"
 
 
-def test_a_length_that_lies_is_a_protocol_error_or_a_second_request_and_never_a_prediction_of_it(door: Door) -> None:
-    answer = talk(door, head("Content-Length: 5") + BODY, half_close=True)
+def test_a_length_that_lies_is_a_protocol_error_or_a_second_request_and_never_a_prediction_of_it(
+    standing_door: Door,
+) -> None:
+    answer = talk(standing_door, head("Content-Length: 5") + BODY, half_close=True)
     first, _, _ = answer.partition(b"\r\n")
     assert first.split()[1] in (b"400", b"422")
 
 
-def test_a_refused_call_leaves_the_connection_usable(door: Door) -> None:
+def test_a_refused_call_leaves_the_connection_usable(standing_door: Door) -> None:
     refused = head("Content-Length: 3").replace(OWNER.encode(), b"sb_nobody") + b"abc"
     good = head(f"Content-Length: {len(BODY)}", "Connection: close") + BODY
-    answer = talk(door, refused + good)
+    answer = talk(standing_door, refused + good)
     assert answer.count(b"HTTP/1.1 401") == 1
     assert answer.count(b"HTTP/1.1 200") == 1
 
 
-def test_an_endless_head_is_ended(door: Door) -> None:
-    answer = talk(door, b"GET /ping HTTP/1.1\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 1000) for n in range(2_000)))
+def test_an_endless_head_is_ended(standing_door: Door) -> None:
+    answer = talk(
+        standing_door, b"GET /ping HTTP/1.1\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 1000) for n in range(2_000))
+    )
     assert answer.startswith(b"HTTP/1.1 400") or answer == b""
-    assert door.predicts()
+    assert standing_door.predicts()
 
 
-def test_a_port_in_use_is_one_sentence(door: Door, tmp_path: Path, database_url: str) -> None:
+def test_a_port_in_use_is_one_sentence(standing_door: Door, tmp_path: Path) -> None:
     environment = clean_environment(
-        SIGNALBOX_HOME=str(tmp_path), SIGNALBOX_SECRET_KEY="s", DATABASE_URL=database_url, SIGNALBOX_PORT=str(door.port)
+        SIGNALBOX_HOME=str(tmp_path),
+        SIGNALBOX_SECRET_KEY="s",
+        DATABASE_URL="postgresql://",
+        SIGNALBOX_PORT=str(standing_door.port),
     )
     second = subprocess.run(
         [sys.executable, "-m", "inference.server"], env=environment, capture_output=True, text=True, timeout=60
     )
     assert second.returncode == 1
-    assert f"127.0.0.1:{door.port}" in second.stderr
+    assert f"127.0.0.1:{standing_door.port}" in second.stderr
     assert "SIGNALBOX_PORT" in second.stderr
     assert len(second.stderr.strip().splitlines()) == 1
 
 
-def test_metrics_add_up_over_processes(door: Door) -> None:
+def test_metrics_add_up_over_processes(standing_door: Door) -> None:
     for _ in range(20):
-        assert door.predicts()
-    with door.client() as client:
+        assert standing_door.predicts()
+    with standing_door.client() as client:
         text = client.get("/metrics").text
     [line] = [each for each in text.splitlines() if each.startswith("signalbox_calls_total{") and 'code="ok"' in each]
     assert float(line.split()[-1]) >= 20

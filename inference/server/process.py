@@ -69,7 +69,8 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         # Asked, not awaited: a signal handler sets the other condition.
         while not (app.holder.ready or server.should_exit or time.monotonic() > give_up_at):  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_S)
-        await server.serve(sockets=[listener])
+        if not server.should_exit:
+            await server.serve(sockets=[listener])
 
 
 def _die_with(parent: int) -> None:

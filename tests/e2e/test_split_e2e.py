@@ -184,5 +184,6 @@ def test_every_answer_is_in_the_log_once_also_after_kill_9(product: Product, mod
                 for row in database.execute("SELECT id FROM prediction WHERE id = ANY(%s)", [list(ids)]).fetchall()
             ]
 
-        wait_for(lambda: len(logged()) >= len(ids), 60, "every answer in the log")
+        # The ingester runs at the lowest priority: on a machine that is busy with other tests it may lag for long.
+        wait_for(lambda: len(logged()) >= len(ids), 200, "every answer in the log")
         assert Counter(logged()) == Counter(ids)

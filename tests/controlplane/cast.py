@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from django.http import HttpResponse
 from django.test import Client
 
 from controlplane.accounts.models import ApiKey, Membership, Role, Team, User
@@ -16,29 +15,32 @@ ACTOR = Actor("user:owner")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Somebody who calls the control API: a signed-in person, or a bearer key. JSON in, JSON out."""
+    """Somebody who calls the control API: a signed-in person, or a bearer key. JSON in, JSON out.
+
+    Answers are Django's test responses, whose `json()` the stubs do not know.
+    """
 
     client: Client
     headers: dict[str, str]
 
-    def get(self, path: str, **query: Any) -> HttpResponse:
+    def get(self, path: str, **query: Any) -> Any:
         return self._answer(self.client.get(path, query, headers=self.headers))
 
-    def post(self, path: str, body: Any = None) -> HttpResponse:
+    def post(self, path: str, body: Any = None) -> Any:
         return self._answer(self.client.post(path, body, content_type="application/json", headers=self.headers))
 
-    def patch(self, path: str, body: Any = None) -> HttpResponse:
+    def patch(self, path: str, body: Any = None) -> Any:
         return self._answer(self.client.patch(path, body, content_type="application/json", headers=self.headers))
 
-    def delete(self, path: str) -> HttpResponse:
+    def delete(self, path: str) -> Any:
         return self._answer(self.client.delete(path, headers=self.headers))
 
-    def upload(self, path: str, fields: dict[str, Any], **extra: Any) -> HttpResponse:
+    def upload(self, path: str, fields: dict[str, Any], **extra: Any) -> Any:
         """A multipart form."""
         return self._answer(self.client.post(path, fields, headers=self.headers, **extra))
 
     @staticmethod
-    def _answer(response: Any) -> HttpResponse:
+    def _answer(response: Any) -> Any:
         """No answer is a bare server error, whatever was asked."""
         assert response.status_code < 500 or response.status_code in (503, 507), response.content
         return response

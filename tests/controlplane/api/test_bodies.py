@@ -87,7 +87,7 @@ async def test_the_upload_of_a_model_has_a_larger_cap() -> None:
 
 
 async def test_a_disk_without_room_is_507_before_a_byte_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: Usage(10**12, 0, storage.HEADROOM_BYTES))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(10**12, 0, storage.HEADROOM_BYTES))
     reader = Reader()
     status, body = await call(reader, UPLOAD, [b"x"], content_length="5000")
     assert (status, body["code"], reader.read) == (507, "storage_full", 0)

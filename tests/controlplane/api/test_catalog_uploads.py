@@ -141,7 +141,7 @@ def test_26_a_file_over_the_cap_is_413_and_a_full_disk_507(
     refused(as_owner.upload(VERSIONS, {"file": file(b"\x08" * 1001)}), 413, "too_large")
     settings.SIGNALBOX_MAX_MODEL_BYTES = 10**9
     free = storage.HEADROOM_BYTES
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: Usage(10**12, 0, free))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(10**12, 0, free))
     body = refused(as_owner.upload(VERSIONS, {"file": file(toys.classifier())}), 507, "storage_full")
     assert body["retryable"] is True
     assert not ModelVersion.objects.exists() and files_below(store) == []

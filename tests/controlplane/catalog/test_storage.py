@@ -59,7 +59,7 @@ def test_a_byte_over_the_cap_is_too_large_and_leaves_nothing(store: Path) -> Non
 
 
 def test_a_nearly_full_volume_is_refused_before_a_byte_is_written(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: Usage(10**12, 0, storage.HEADROOM_BYTES + 1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(10**12, 0, storage.HEADROOM_BYTES + 1000))
     Draft(most=10**9, expected=1000).discard()
     with pytest.raises(DomainError) as caught:
         Draft(most=10**9, expected=1001)
@@ -73,7 +73,7 @@ def test_a_volume_that_fills_up_meanwhile_is_storage_full(store: Path, monkeypat
 
     draft = Draft(most=100)
     draft.write(b"bytes")
-    monkeypatch.setattr(storage.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(DomainError) as caught:
         draft.keep()
     assert caught.value.code == "storage_full"

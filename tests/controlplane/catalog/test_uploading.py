@@ -47,7 +47,7 @@ def test_a_version_is_stored_with_what_was_said_of_it(model: RegisteredModel, st
     assert path_of(version.uploaded_artifact_id).read_bytes() == toys.classifier()
     assert (version.labels, version.columns[0], version.notes) == (["ok", "fraud"], {"name": "a"}, "first")
     event = AuditEvent.objects.get(action="version.upload")
-    assert event.after["sha256"] == version.uploaded_artifact_id
+    assert event.after is not None and event.after["sha256"] == version.uploaded_artifact_id
     assert len(files_below(store)) == 1
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from django.utils import timezone
+from kombu.exceptions import OperationalError
 
 from controlplane.accounts.models import Team
 from controlplane.audit.models import AuditEvent
@@ -23,6 +24,7 @@ from controlplane.catalog.services import (
 )
 from controlplane.catalog.storage import path_of
 from controlplane.catalog.tasks import validate_version
+from controlplane.celery import app
 from controlplane.errors import DomainError
 from inference.contracts import Activation, Task, ValidationReport
 from tests.controlplane.cast import ACTOR
@@ -122,7 +124,11 @@ def test_a_reference_set_may_come_later_and_must_fit_the_signature(model: Regist
         with pytest.raises(DomainError, match=sentence):
             add_reference(actor=ACTOR, version=version, draft=draft(content), name="r.csv")
     changed = add_reference(actor=ACTOR, version=version, draft=draft(b"a,b,c\n1,2,\n"), name="r.csv")
-    assert changed.reference_summary["rows"] == 1 and changed.reference_name == "r.csv"
+    assert (
+        changed.reference_summary is not None
+        and changed.reference_summary["rows"] == 1
+        and changed.reference_name == "r.csv"
+    )
     assert AuditEvent.objects.filter(action="version.reference").count() == 1
 
 
@@ -166,7 +172,7 @@ def test_the_sweep_sends_what_was_lost_again_and_gives_up_after_three(
     model: RegisteredModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[list[str]] = []
-    monkeypatch.setattr(validation.app, "send_task", lambda name, args, queue: sent.append(args))
+    monkeypatch.setattr(app, "send_task", lambda name, args, queue: sent.append(args))
     version, _ = upload(model)
     assert sweep_validations() == 1
     assert sweep_validations() == 0  # a message is under way
@@ -183,9 +189,9 @@ def test_the_sweep_sends_what_was_lost_again_and_gives_up_after_three(
 
 def test_a_broker_that_is_away_fails_nobody(model: RegisteredModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*_: object, **__: object) -> None:
-        raise validation.OperationalError("connection refused")
+        raise OperationalError("connection refused")
 
-    monkeypatch.setattr(validation.app, "send_task", away)
+    monkeypatch.setattr(app, "send_task", away)
     version, _ = upload(model)
     validation.dispatch(version.pk)
     version.refresh_from_db()

@@ -1,4 +1,4 @@
-"""Reads settings from the environment; a bad value raises ImproperlyConfigured with a sentence that says what to type."""
+"""Reads settings from the environment; a bad value raises ImproperlyConfigured and says what to type."""
 
 import os
 import secrets

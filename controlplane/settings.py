@@ -261,6 +261,11 @@ SPECTACULAR_SETTINGS = {
     "SERVE_INCLUDE_SCHEMA": False,
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    # Two fields are called `state`: a version's and a split revision's.
+    "ENUM_NAME_OVERRIDES": {
+        "VersionStateEnum": "controlplane.catalog.models.VersionState",
+        "RevisionStateEnum": "controlplane.deployments.models.RevisionState",
+    },
     "SERVE_PERMISSIONS": ["rest_framework.permissions.IsAuthenticated"],
 }
 

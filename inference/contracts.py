@@ -12,8 +12,6 @@ import msgspec
 BASIS_POINTS = 10_000
 SCHEMA_VERSION = 1
 
-PREDICTION_LOG_FORMAT = "spool-v1"
-
 
 class Frozen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of every published shape: immutable, named fields, unknown fields ignored so that old readers live on."""
@@ -99,7 +97,7 @@ class Column(Frozen, frozen=True, kw_only=True):
 
 
 class TensorSpec(Frozen, frozen=True, kw_only=True):
-    """One input or output of a graph. `shape` has -1 for dynamic dimensions, `dims` their names in the file ("" if none)."""
+    """One input or output of a graph: `shape` has -1 for dynamic dimensions, `dims` their names in the file or ""."""
 
     name: str
     datatype: Datatype
@@ -144,7 +142,7 @@ class VersionRoute(Frozen, frozen=True, kw_only=True):
 class CapturePolicy(Frozen, frozen=True, kw_only=True):
     """What of a prediction is written to the log. Rollups always count everything.
 
-    `payload_share`: share of predictions, 0..1, whose inputs and outputs are kept. `hash_salt`: hex, for hashed columns.
+    `payload_share`: share (0..1) of predictions whose payload is kept. `hash_salt`: hex, for hashed columns.
     """
 
     payload_share: float = 1.0
@@ -209,7 +207,7 @@ class AccessKey(Frozen, frozen=True, kw_only=True):
 
 
 class Access(Frozen, frozen=True, kw_only=True):
-    """The access document: applied at once by every process. Revoked and expired keys stay listed, so they answer 401."""
+    """The access document: applied at once by every process. Revoked and expired keys stay listed for a while."""
 
     generation: int
     keys: tuple[AccessKey, ...] = ()

@@ -60,12 +60,18 @@ class ReportPage:
 
 
 def models_page(user: User) -> list[ModelRow]:
-    """Every model that the person may see. One query."""
+    """Every model that the person may see. Two queries."""
     mine = RegisteredModel.objects.for_user(user).filter(archived_at=None).select_related("team").order_by("name")
-    counted = mine.annotate(
-        count=Count("versions"), latest=Max("versions__number", filter=Q(versions__state=VersionState.READY))
+    found = list(mine[:MOST])
+    ready = Q(state=VersionState.READY)
+    counted = (
+        ModelVersion.objects.filter(model__in=[model.pk for model in found])
+        .order_by()
+        .values_list("model_id")
+        .annotate(Count("pk"), Max("number", filter=ready))
     )
-    return [ModelRow(model, model.count, model.latest) for model in counted[:MOST]]
+    versions = {model_id: (count, latest) for model_id, count, latest in counted}
+    return [ModelRow(model, *versions.get(model.pk, (0, None))) for model in found]
 
 
 def model_page(model: RegisteredModel) -> ModelPage:

@@ -105,7 +105,7 @@ class Sender:
         if now - self._reported_at < FEEDBACK_EVERY_S:
             return
         self._reported_at = now
-        rows = []
+        rows: list[dict[str, str]] = []
         while self._waiting and now - self._waiting[0][0] >= TRUTH_AFTER_S and len(rows) < 500:
             _, prediction_id, label = self._waiting.popleft()
             rows.append({"prediction_id": prediction_id, "label": label})

@@ -39,7 +39,8 @@ PRINTABLE = re.compile(r"[\x20-\x7e\x80-\U0010ffff]+")
 KEY_LENGTH = 255
 CLIENT_ID_LENGTH = 128
 CONTEXT_PAIRS = 8
-CONTEXT_LENGTH = 128
+CONTEXT_NAME = 64
+CONTEXT_VALUE = 256
 WAIT = OpenApiParameter("wait", OpenApiTypes.FLOAT, description="Seconds to wait for the end, at most 60.")
 
 
@@ -176,14 +177,13 @@ class JobList(GenericAPIView[Any]):
 
     def _submission(self, request: Request) -> Submission:
         body, media_type = _body(request._request)
-        headers = request.headers
         return Submission(
             body=body,
             media_type=media_type,
-            sticky_key=_key_header(request, "X-Sticky-Key"),
-            idempotency_key=_key_header(request, "Idempotency-Key"),
-            client_id=_client_id(headers.get("X-Client-Id", "")),
-            context=_context(headers.get("X-Context", "")),
+            sticky_key=_header(request, "X-Sticky-Key"),
+            idempotency_key=_idempotency_key(request),
+            client_id=_client_id(_header(request, "X-Client-Id")),
+            context=_context(_header(request, "X-Context")),
             pin=_pin(request),
             request_id=getattr(request._request, "request_id", ""),
         )
@@ -224,10 +224,15 @@ def _most_bytes() -> int:
     return most
 
 
-def _key_header(request: Request, name: str) -> str:
-    value = request.headers.get(name, "")
+def _header(request: Request, name: str) -> str:
+    """A header as UTF-8, as the front door reads it, so that one key falls into one bucket on both ways in."""
+    return request.headers.get(name, "").encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def _idempotency_key(request: Request) -> str:
+    value = _header(request, "Idempotency-Key")
     if value and (len(value) > KEY_LENGTH or not PRINTABLE.fullmatch(value)):
-        raise DomainError("bad_header", f"{name} is a text of at most {KEY_LENGTH} characters.")
+        raise DomainError("bad_header", f"Idempotency-Key is a text of at most {KEY_LENGTH} characters.")
     return value
 
 
@@ -237,14 +242,16 @@ def _client_id(value: str) -> str:
 
 
 def _context(header: str) -> dict[str, str]:
-    pairs = [part.partition("=") for part in header.split(",") if part.strip()]
-    context = {name.strip(): value.strip() for name, _, value in pairs}
-    sound = all(
-        sign and name.strip() and len(name) <= CONTEXT_LENGTH and len(value) <= CONTEXT_LENGTH
-        for name, sign, value in pairs
-    )
-    if len(pairs) > CONTEXT_PAIRS or not sound or (header and not PRINTABLE.fullmatch(header)):
-        raise DomainError("bad_header", f"X-Context reads k=v, k=v with at most {CONTEXT_PAIRS} pairs.")
+    """`k=v, k=v`. Raises DomainError bad_header for what the prediction API refuses too."""
+    context: dict[str, str] = {}
+    for part in header.split(",") if header else ():
+        name, sign, value = (piece.strip() for piece in part.partition("="))
+        sound = sign and name and len(name) <= CONTEXT_NAME and len(value) <= CONTEXT_VALUE
+        if not sound or not (name + value).isprintable():
+            raise DomainError("bad_header", "X-Context reads k=v, k=v.")
+        context[name] = value
+    if len(context) > CONTEXT_PAIRS:
+        raise DomainError("bad_header", f"X-Context may have at most {CONTEXT_PAIRS} pairs.")
     return context
 
 

@@ -70,7 +70,7 @@ class PredictionList(GenericAPIView[Any]):
     pagination_class = NewestFirst
     queryset = Prediction.objects.none()
 
-    @described(parameters=[PredictionFilterSerializer])
+    @described(operation_id="predictions_list", parameters=[PredictionFilterSerializer])
     def get(self, request: Request) -> Response:
         """Predictions, newest first, without inputs and outputs. `count` is exact up to a million; `?count=0`: none."""
         filters = PredictionFilterSerializer(data=request.query_params)

@@ -5,7 +5,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.db import DataError, connection, transaction
 from django.utils import timezone
@@ -13,7 +13,7 @@ from django.utils import timezone
 from controlplane.predictions import matching
 from controlplane.predictions.cleaning import clean_text
 from controlplane.predictions.models import FailedCall
-from controlplane.predictions.partitions import ensure_partitions, time_of
+from controlplane.predictions.partitions import ensure_partitions, first_id, time_of
 from controlplane.predictions.records import COLUMNS, LogRow, Refusal, sort_out
 from controlplane.predictions.rollups import Gatherer
 from inference.contracts import Outcome, Role, SpoolRecord
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 FAILED_CALLS_KEPT = 100
 # Serialises transactions that hold calls with an Idempotency-Key: each must see which calls the others counted.
 RETRY_LOCK = 0x5B_0002
+RETRIES_WITHIN = timedelta(hours=24)
 
 _names = ", ".join(COLUMNS)
 _STAGE = "CREATE TEMP TABLE IF NOT EXISTS prediction_staging (LIKE prediction) ON COMMIT DELETE ROWS"
@@ -100,26 +101,38 @@ def _copy(rows: list[LogRow]) -> list[LogRow]:
 
 
 def _leave_out_retries(rows: list[LogRow]) -> None:
-    """Marks rows that repeat an Idempotency-Key as not to be counted, where the log or this batch counts another."""
-    groups: dict[uuid.UUID, list[LogRow]] = defaultdict(list)
+    """Marks rows that repeat a call (by its Idempotency-Key) as not counted, where the log or this batch counts it.
+
+    The front door names the first call (`retry_of`) where one process saw both; the others are found here.
+    """
+    groups: dict[tuple[object, ...], list[LogRow]] = defaultdict(list)
     for row in rows:
-        if row.counted and row.record.role is Role.LIVE and (row.retry_of or row.record.idempotency_key):
-            groups[row.retry_of or row.id].append(row)
+        if row.digest is not None and row.counted and row.record.role is Role.LIVE:
+            groups[row.key_id, row.deployment_id, row.idempotency_key, row.digest].append(row)
     if not groups:
         return
-    roots, mine = list(groups), [row.id for members in groups.values() for row in members]
+    members = [row for mine in groups.values() for row in mine]
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [RETRY_LOCK])
         cursor.execute(
-            "SELECT COALESCE(retry_of, id) FROM prediction WHERE counted AND id <> ALL(%s) "
-            "AND (id = ANY(%s) OR retry_of = ANY(%s))",
-            [mine, roots, roots],
+            "SELECT key_id, deployment_id, idempotency_key, digest, id FROM prediction WHERE counted "
+            "AND deployment_id = ANY(%s) AND idempotency_key = ANY(%s) AND idempotency_key <> '' "
+            "AND id >= %s AND id < %s AND id <> ALL(%s)",
+            [
+                list({row.deployment_id for row in members}),
+                list({row.idempotency_key for row in members}),
+                first_id(min(row.at for row in members) - RETRIES_WITHIN),
+                first_id(max(row.at for row in members) + RETRIES_WITHIN),
+                [row.id for row in members],
+            ],
         )
-        counted = {root for (root,) in cursor.fetchall()}
-    for root, members in groups.items():
-        first = None if root in counted else next((row for row in members if row.id == root), members[0])
-        for row in members:
-            row.counted = row is first
+        counted = {tuple(found[:4]): found[4] for found in cursor.fetchall()}
+    for call, mine in groups.items():
+        first = counted.get(call) or min(mine, key=lambda row: row.id).id
+        for row in mine:
+            row.counted = row.id == first
+            if not row.counted and row.retry_of is None and first < row.id:
+                row.retry_of = first
 
 
 def _remember_failures(rows: list[LogRow], refusals: list[Refusal]) -> None:
@@ -134,7 +147,7 @@ def _remember_failures(rows: list[LogRow], refusals: list[Refusal]) -> None:
             status=call.record.status,
             code=clean_text(call.record.code[:40]),
             loc=clean_text(call.record.loc[:200]),
-            request_id=clean_text(call.record.id[:64]),
+            request_id=clean_text(call.record.context.get("request_id", call.record.id)[:64]),
         )
         for call in failed
         if call.key_id is not None and call.record.role is Role.LIVE

@@ -20,7 +20,7 @@ class PredictionQuerySet(models.QuerySet["Prediction"]):
 
 
 class Prediction(models.Model):
-    """One served call. The table is partitioned by day on `id`, a UUIDv7, and is made with SQL (migration 0002).
+    """One served call. The table is partitioned by day on `id`, a UUIDv7; migration 0002 makes it with SQL.
 
     It holds no foreign keys: it is filled by COPY, outlives what it speaks of, and is dropped by the day.
     `inputs` and `outputs` are what the capture policy keeps: {name: list over rows}. `scores` are the labelled outputs,
@@ -59,11 +59,11 @@ class Prediction(models.Model):
     pictures = models.JSONField(null=True)
     warnings = models.JSONField(null=True)
     counted = models.BooleanField()
+    digest = models.BigIntegerField(null=True)
 
     objects = PredictionQuerySet.as_manager()
 
     class Meta:
-        managed = False
         db_table = "prediction"
         ordering = ["-id"]
 

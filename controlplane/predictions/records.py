@@ -5,11 +5,16 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
 from typing import Any
+
+import msgspec
 
 from controlplane.predictions.cleaning import clean_text, json_text
 from controlplane.predictions.partitions import is_uuid7, time_of
-from inference.contracts import Outcome, Source, SpoolRecord
+from inference.contracts import Outcome, Role, Source, SpoolRecord
+
+_encoder = msgspec.json.Encoder()
 
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
@@ -25,7 +30,7 @@ COLUMNS = (
     *("id", "at", "deployment_id", "version_id", "version", "revision", "routes_generation", "key_id", "client_id"),
     *("retry_of", "shadow_of", "idempotency_key", "source", "role", "lane", "pinned", "queue_ms", "compute_ms"),
     *("total_ms", "rows", "outcome", "status", "code", "loc", "inputs", "outputs", "scores", "context", "pictures"),
-    *("warnings", "counted"),
+    *("warnings", "counted", "digest"),
 )
 
 
@@ -42,6 +47,13 @@ class LogRow:
     retry_of: uuid.UUID | None
     shadow_of: uuid.UUID | None
     counted: bool
+    # What was asked, where an Idempotency-Key was sent: calls with one key and digest are one call and its retries.
+    digest: int | None = None
+
+    @property
+    def idempotency_key(self) -> str:
+        """As it is stored."""
+        return _short(self.record.idempotency_key)
 
     def values(self) -> tuple[Any, ...]:
         record = self.record
@@ -57,7 +69,7 @@ class LogRow:
             _short(record.client_id),
             self.retry_of,
             self.shadow_of,
-            _short(record.idempotency_key),
+            self.idempotency_key,
             record.source.value,
             record.role.value,
             record.lane.value,
@@ -77,12 +89,13 @@ class LogRow:
             json_text(record.pictures),
             json_text(record.warnings),
             self.counted,
+            self.digest,
         )
 
 
 @dataclass(slots=True)
 class Refusal:
-    """A call that was answered with an error before a version served it; it is counted and not logged."""
+    """A call that was answered with an error; it is counted and not logged."""
 
     record: SpoolRecord
     at: datetime
@@ -121,10 +134,8 @@ def sort_out(records: Iterable[SpoolRecord], now: datetime) -> Sorted:
 
 
 def _is_refusal(record: SpoolRecord) -> bool:
-    """A caller's mistake or a shed call never is a prediction; a failure of ours is one once it had a version."""
-    return record.outcome in (Outcome.CLIENT_ERROR, Outcome.SHED) or (
-        record.outcome is not Outcome.OK and not record.version_id
-    )
+    """A call that got an error got no prediction. A shadow's failure is logged: nobody else would tell of it."""
+    return record.outcome is not Outcome.OK and record.role is Role.LIVE
 
 
 def _row(record: SpoolRecord, now: datetime) -> LogRow | None:
@@ -148,7 +159,14 @@ def _row(record: SpoolRecord, now: datetime) -> LogRow | None:
         retry_of=_uuid(record.retry_of),
         shadow_of=_uuid(record.shadow_of),
         counted=record.source is not Source.TEST,
+        digest=_digest(record) if record.idempotency_key else None,
     )
+
+
+def _digest(record: SpoolRecord) -> int:
+    """64 bits of a hash of the input, as far as the record has it."""
+    asked = [record.features, record.inputs, [picture.get("sha256") for picture in record.pictures]]
+    return int.from_bytes(blake2b(_encoder.encode(asked), digest_size=8).digest(), "big", signed=True)
 
 
 def _refusal(record: SpoolRecord, now: datetime) -> Refusal:

@@ -70,8 +70,9 @@ def test_it_filters(as_colleague: Caller, deployment: Deployment, version: Model
     present = time.time()
     old = served(deployment, version, at=present - 7200)
     pinned = served(deployment, version, pinned=True, client_id="mine")
-    failed = served(deployment, version, outcome=Outcome.SERVER_ERROR, status=500, code="internal", scores=None)
-    shadow = served(deployment, version, role=Role.SHADOW, source=Source.SHADOW, shadow_of=pinned.id)
+    shadow_fields = {"role": Role.SHADOW, "source": Source.SHADOW, "shadow_of": pinned.id}
+    failed = served(deployment, version, outcome=Outcome.SERVER_ERROR, status=500, code="internal", **shadow_fields)
+    shadow = served(deployment, version, **shadow_fields)
     record_predictions([old, pinned, failed, shadow])
 
     def found(**query: Any) -> set[str]:
@@ -83,7 +84,7 @@ def test_it_filters(as_colleague: Caller, deployment: Deployment, version: Model
     assert found(until="1h") == {old.id}
     assert found(client_id="mine") == {pinned.id}
     assert found(outcome="server_error") == {failed.id}
-    assert found(role="shadow") == {shadow.id}
+    assert found(role="shadow") == {shadow.id, failed.id}
     assert found(pinned="true") == {pinned.id}
     assert found(version=version.number + 1) == set()
 

@@ -162,11 +162,13 @@ def test_shadow_copies_stand_apart_and_test_traffic_is_not_counted(
 
 @pytest.mark.parametrize("retry_first", [False, True])
 @pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("same_process", [False, True])
 def test_a_retry_counts_once_in_whichever_order_the_two_arrive(
-    deployment: Deployment, version: ModelVersion, retry_first: bool, together: bool
+    deployment: Deployment, version: ModelVersion, retry_first: bool, together: bool, same_process: bool
 ) -> None:
-    first = served(deployment, version, idempotency_key="k")
-    retry = served(deployment, version, idempotency_key="k", retry_of=first.id)
+    present = time.time()
+    first = served(deployment, version, at=present - 1, idempotency_key="k")
+    retry = served(deployment, version, idempotency_key="k", retry_of=first.id if same_process else "")
     records = [retry, first] if retry_first else [first, retry]
 
     if together:
@@ -177,13 +179,23 @@ def test_a_retry_counts_once_in_whichever_order_the_two_arrive(
 
     assert Prediction.objects.count() == 2
     assert calls() == 1
+    if together or not retry_first:
+        assert str(Prediction.objects.get(id=retry.id).retry_of) == first.id
+
+
+def test_one_key_for_different_calls_hides_none_of_them(deployment: Deployment, version: ModelVersion) -> None:
+    for amount in (1.0, 2.0, 1.0):
+        fields = {"inputs": {"amount": [amount]}, "features": {"amount": [amount]}}
+        record_predictions([served(deployment, version, idempotency_key="always-the-same", **fields)])
+
+    assert calls() == 2
 
 
 def test_refusals_count_by_code_and_place_and_are_no_predictions(deployment: Deployment, version: ModelVersion) -> None:
     key = uuid.uuid4()
     record_predictions(
         [
-            refused(deployment, key_id=str(key)),
+            refused(deployment, key_id=str(key), context={"request_id": "from-the-caller"}),
             refused(deployment, key_id=str(key), version_id=str(version.pk), version=version.number),
             refused(None, code="not_authenticated", status=401, loc="", rows=40),
         ]
@@ -196,6 +208,7 @@ def test_refusals_count_by_code_and_place_and_are_no_predictions(deployment: Dep
     assert by_code.codes == {"wrong_type": 1}
     assert by_code.places == {"wrong_type|instances.0.amount": 1}
     assert FailedCall.objects.filter(key_id=key).count() == 2
+    assert FailedCall.objects.filter(request_id="from-the-caller").exists()
     use = KeyUse.objects.get()
     assert (use.key_id, use.calls, use.failed) == (key, 2, 2)
 
@@ -215,15 +228,25 @@ def test_the_last_hundred_failed_calls_of_a_key_are_kept(deployment: Deployment,
     assert FailedCall.objects.filter(key_id=other).count() == 1
 
 
-def test_a_failure_of_ours_is_logged_with_its_version(deployment: Deployment, version: ModelVersion) -> None:
-    record = served(deployment, version, outcome=Outcome.TIMEOUT, status=504, code="deadline_exceeded", scores=None)
+def test_a_failure_of_ours_counts_under_its_version_and_is_no_prediction(
+    deployment: Deployment, version: ModelVersion
+) -> None:
+    fields = {"outcome": Outcome.TIMEOUT, "status": 504, "code": "deadline_exceeded", "scores": None}
+    record_predictions([served(deployment, version, **fields), served(deployment, version, rows=7, **fields)])
 
-    record_predictions([record])
-
-    assert Prediction.objects.get().outcome == "timeout"
+    assert not Prediction.objects.exists()
     rollup = Rollup.objects.get()
-    assert (rollup.calls, rollup.failed, rollup.codes) == (1, 1, {"deadline_exceeded": 1})
+    assert (rollup.version, rollup.calls, rollup.failed, rollup.codes) == (1, 8, 8, {"deadline_exceeded": 8})
     assert rollup.latency == {}
+
+
+def test_a_shadows_failure_is_logged(deployment: Deployment, version: ModelVersion) -> None:
+    record_predictions(
+        [served(deployment, version, role=Role.SHADOW, source=Source.SHADOW, outcome=Outcome.SERVER_ERROR, status=500)]
+    )
+
+    assert Prediction.objects.get().outcome == "server_error"
+    assert Rollup.objects.get().failed == 1
 
 
 def test_compaction_keeps_every_count(deployment: Deployment, version: ModelVersion) -> None:

@@ -1,0 +1,78 @@
+"""Stretches of time: what a request may ask for, and how it is cut."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from django.utils import timezone
+
+from controlplane.errors import DomainError
+from controlplane.monitoring.accuracy import area_under_curve
+from controlplane.monitoring.drift import compare, jensen_shannon, psi
+from controlplane.monitoring.intervals import POINTS, Interval, read_interval
+from controlplane.predictions.sketches import Sketch
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_day_is_the_default_and_is_cut_into_few_enough_steps() -> None:
+    interval = read_interval(None, None)
+    assert interval.seconds == pytest.approx(86_400)
+    assert len(interval.starts()) <= POINTS + 2
+
+
+def test_times_are_relative_or_absolute() -> None:
+    hour = read_interval("1h", None)
+    assert hour.since == pytest.approx(timezone.now() - timedelta(hours=1), abs=timedelta(seconds=5))
+    exact = read_interval("2026-03-01T12:00:00Z", "2026-03-01 13:00:00+00:00".replace(" ", "T"))
+    assert exact.since == datetime(2026, 3, 1, 12, tzinfo=UTC)
+    # As a query string leaves it when the + is not escaped.
+    assert read_interval("2026-03-01T12:00:00 00:00", "2026-03-01T13:00:00Z").since == exact.since
+
+
+@pytest.mark.parametrize(
+    ("since", "until"),
+    [("x", None), ("1h", "2h"), ("2026-13-01T00:00:00Z", None), ("0001-01-01T00:00:00Z", None), ("99999d", None)],
+)
+def test_what_cannot_be_is_refused(since: str, until: str | None) -> None:
+    with pytest.raises(DomainError) as refused:
+        read_interval(since, until)
+    assert refused.value.code == "validation_error"
+
+
+def test_steps_begin_at_multiples_and_cover_the_whole() -> None:
+    since = datetime(2026, 3, 1, 12, 0, 7, tzinfo=UTC)
+    interval = Interval(since, since + timedelta(seconds=30), 10)
+    starts = interval.starts()
+    assert [start % 10 for start in starts] == [0] * len(starts)
+    assert starts[0] <= since.timestamp() < starts[0] + 10
+    assert interval.step_of(interval.until) == len(starts) - 1
+    assert interval.coarsened(60).step_s == 60
+
+
+def test_distances_are_zero_for_equal_and_one_for_disjoint_shares() -> None:
+    assert (psi([0.5, 0.5], [0.5, 0.5]), jensen_shannon([0.5, 0.5], [0.5, 0.5])) == (0.0, 0.0)
+    assert jensen_shannon([1.0, 0.0], [0.0, 1.0]) == pytest.approx(1.0)
+    # By hand: (0.6 - 0.5) ln(0.6 / 0.5) + (0.4 - 0.5) ln(0.4 / 0.5)
+    assert psi([0.5, 0.5], [0.6, 0.4]) == pytest.approx(0.040547, abs=1e-6)
+
+
+def test_a_constant_column_has_no_distance_in_deviations() -> None:
+    base, now = Sketch(), Sketch()
+    base.add([1.0] * 100)
+    now.add([1.0] * 100)
+    moved = compare("c", base, now)
+    assert (moved["drifting"], moved["psi"], moved["wasserstein"]) == (False, 0.0, None)
+
+
+def test_a_column_that_changed_its_kind_has_no_figures() -> None:
+    base, now = Sketch(), Sketch()
+    base.add([1.0] * 100)
+    now.add(["a"] * 100)
+    assert compare("c", base, now)["psi"] is None
+
+
+def test_the_area_under_the_curve_counts_ties_half() -> None:
+    assert area_under_curve({"1": {"90": 10}, "0": {"10": 10}}) == 1.0
+    assert area_under_curve({"1": {"50": 10}, "0": {"50": 10}}) == 0.5
+    assert area_under_curve({"1": {"10": 3}, "0": {"90": 1, "5": 1}}) == 0.5
+    assert area_under_curve({"1": {"10": 3}}) is None

@@ -27,6 +27,9 @@ _JSON_TYPES: dict[Datatype, dict[str, Any]] = {
     Datatype.FP64: {"type": "number"},
     Datatype.BYTES: {"type": "string"},
 }
+# Stands in the programs for the caller's own key.
+KEY_PLACEHOLDER = "sb_YOUR_KEY"
+_LANGUAGES = {"curl": ("Shell", "bash"), "python": ("Python", "python"), "javascript": ("JavaScript", "javascript")}
 _REFUSALS = ("400", "401", "403", "404", "410", "413", "415", "422", "429", "503", "504")
 
 
@@ -35,9 +38,11 @@ def describe(
 ) -> dict[str, Any]:
     """The OpenAPI 3.1 document of the V1 and V2 predict calls; `base_url` has no slash at its end.
 
+    The programs of `examples` stand in the V1 call's description, for people, and under x-codeSamples, for tools.
     `sample`: values of one row by column name, or of one row by input name, that examples show instead of zeros.
     """
     name = deployment.name
+    programs = examples(deployment, version, base_url, KEY_PLACEHOLDER, sample)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -49,7 +54,7 @@ def describe(
         "servers": [{"url": base_url}],
         "security": [{"key": []}],
         "paths": {
-            f"/v1/models/{name}:predict": {"post": _predict(deployment, version, sample)},
+            f"/v1/models/{name}:predict": {"post": {**_predict(deployment, version, sample), **_shown(programs)}},
             f"/v2/models/{name}/infer": {"post": _infer(deployment, version, sample)},
         },
         "components": {
@@ -175,6 +180,15 @@ def _infer(deployment: DeploymentRoute, version: VersionRoute, sample: dict[str,
     }
     content = {"application/json": {"schema": schema, **_example(v2_body(version, sample))}}
     return _operation("Infer, Open Inference Protocol V2", "infer", content, answer)
+
+
+def _shown(programs: dict[str, str]) -> dict[str, Any]:
+    """The programs as an operation carries them."""
+    named = [(*_LANGUAGES[name], name, source) for name, source in programs.items()]
+    return {
+        "description": "\n\n".join(f"```{fence}\n{source}```" for _, fence, _, source in named),
+        "x-codeSamples": [{"lang": lang, "label": label, "source": source} for lang, _, label, source in named],
+    }
 
 
 def _example(body: dict[str, Any] | None) -> dict[str, Any]:

@@ -106,8 +106,14 @@ class Delta:
     def _gather(self, kind: str, columns: Mapping[str, list[Any]]) -> None:
         mine = self.columns.setdefault(kind, {})
         for name, values in columns.items():
-            # A name with U+0000 cannot be shown or asked for.
-            mine.setdefault(clean_text(name), []).extend(values if isinstance(values, list) else [values])
+            gathered = mine.get(name)
+            if gathered is None:
+                # A name with U+0000 cannot be shown or asked for.
+                gathered = mine.setdefault(clean_text(name), [])
+            if isinstance(values, list):
+                gathered += values
+            else:
+                gathered.append(values)
 
     def add_rollup(self, rollup: Rollup) -> None:
         """Adds a stored delta."""

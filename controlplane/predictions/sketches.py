@@ -5,7 +5,7 @@ cap of distinct values and then as "other", missing values are counted beside bo
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ CATEGORIES = 200
 CATEGORY_LENGTH = 200
 FORMAT = 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+NUMBERS = {float, int, bool}
 
 
 def new_kll() -> Any:
@@ -38,24 +39,37 @@ class Sketch:
     categories: dict[str, int] = field(default_factory=dict)
     other: int = 0
 
-    def add(self, values: Iterable[Any]) -> None:
+    def add(self, values: Sequence[Any]) -> None:
         """Counts values: numbers and booleans as numbers, texts as categories, None and non-finite ones as missing."""
-        numbers: list[float] = []
+        if set(map(type, values)) <= NUMBERS:
+            self._add_numbers(values)
+            return
+        numbers: list[Any] = []
         for value in values:
             if isinstance(value, str):
                 self._count(clean_text(value)[:CATEGORY_LENGTH], 1)
                 self.n += 1
-            elif isinstance(value, bool | int | float) and -FLOAT32_MAX <= value <= FLOAT32_MAX:
-                numbers.append(float(value))
+            elif isinstance(value, bool | int | float):
+                numbers.append(value)
             else:
                 self.missing += 1
-        if numbers:
-            self.n += len(numbers)
-            self.total += math.fsum(numbers)
-            self.squares += math.fsum(number * number for number in numbers)
-            if self.kll is None:
-                self.kll = new_kll()
-            self.kll.update(np.asarray(numbers, dtype=np.float32))
+        self._add_numbers(numbers)
+
+    def _add_numbers(self, numbers: Sequence[Any]) -> None:
+        try:
+            given = np.array(numbers, dtype=np.float64)
+        except OverflowError:
+            given = np.array([float(n) if abs(n) <= FLOAT32_MAX else math.inf for n in numbers], dtype=np.float64)
+        table = given[np.abs(given) <= FLOAT32_MAX]
+        self.missing += len(given) - len(table)
+        if not len(table):
+            return
+        self.n += len(table)
+        self.total += float(table.sum())
+        self.squares += float(np.square(table).sum())
+        if self.kll is None:
+            self.kll = new_kll()
+        self.kll.update(table.astype(np.float32))
 
     def merge(self, other: "Sketch") -> None:
         self.n += other.n
@@ -106,7 +120,7 @@ def new_bundle() -> Bundle:
     return {FEATURES: {}, SCORES: {}, PICTURES: {}}
 
 
-def add_columns(bundle: Bundle, kind: str, columns: Mapping[str, Iterable[Any]]) -> None:
+def add_columns(bundle: Bundle, kind: str, columns: Mapping[str, Sequence[Any]]) -> None:
     sketches = bundle.setdefault(kind, {})
     for name, values in columns.items():
         sketch = sketches.get(name)

@@ -30,6 +30,7 @@ from controlplane.errors import DomainError, field_error
 from controlplane.predictions import queries
 from controlplane.predictions.feedback import BULK_ROWS, Asker, Given, give_feedback
 from controlplane.predictions.models import Prediction
+from controlplane.predictions.partitions import first_id, time_of
 from controlplane.predictions.truths import Statement, parse_id, read_statement
 from inference.contracts import Scope
 from inference.errors import TABLE
@@ -118,7 +119,9 @@ class PredictionDetail(GenericAPIView[Any]):
                 target_label=deployment.name,
                 team_id=deployment.team_id,
             )
-        shadows = Prediction.objects.filter(shadow_of=prediction.id, id__gte=prediction.id).only("id", "version")[:20]
+        # Shadow copies run after the answer, so the days before it need not be read.
+        since = first_id(time_of(prediction.id))
+        shadows = Prediction.objects.filter(shadow_of=prediction.id, id__gte=since).only("id", "version")[:20]
         return Response(
             {
                 **queries.prediction_json(prediction, deployment.name),

@@ -24,6 +24,7 @@ from controlplane.predictions.cleaning import clean
 from inference.capture import fill
 from inference.contracts import CapturePolicy, Lane, Outcome, Source, SpoolRecord, VersionRoute
 from inference.errors import TABLE, InferenceError
+from inference.runtime.picture_child import close_children
 from inference.runtime.tensors import dumps, non_finite_warnings, to_json
 from inference.worker import RuntimeHost, WorkItem, WorkResult
 
@@ -171,12 +172,13 @@ def runtime_host() -> RuntimeHost:
 @worker_process_shutdown.connect  # type: ignore[untyped-decorator]  # Celery carries no types
 @worker_shutdown.connect  # type: ignore[untyped-decorator]
 def close_runtime(**_: Any) -> None:
-    """Ends the runtime's child with the process that holds it."""
+    """Ends the runtime's child, and the picture decoder's, with the process that holds them."""
     global _host
     with _host_lock:
         if _host is not None:
             _host.close()
             _host = None
+    close_children()
 
 
 def _worker_name() -> str:

@@ -33,7 +33,7 @@ NO_BROWSER = "No chromium was found: type apt-get install chromium, or skip thes
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share the product run in one worker, so that one worker starts it."""
     for item in items:
-        if {"product", "page", "browser"} & set(getattr(item, "fixturenames", ())):
+        if {"product", "page", "chromium"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("product"))
             if item.get_closest_marker("timeout") is None:
                 # The first of them starts the product, which takes its time on a busy machine.
@@ -133,8 +133,8 @@ def http(product: Product) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="session")
-def browser(product: Product) -> Iterator["Browser"]:
-    """Debian's chromium, headless. After the product: while Playwright runs, this thread cannot talk to PostgreSQL."""
+def chromium() -> Iterator["Browser"]:
+    """Debian's chromium, headless; tests take it through `browser`."""
     from playwright.sync_api import sync_playwright
 
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -142,12 +142,26 @@ def browser(product: Product) -> Iterator["Browser"]:
         pytest.fail(NO_BROWSER, pytrace=False)
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=program, headless=True, args=CHROMIUM_FLAGS)
+        loop = asyncio._get_running_loop()
+        asyncio._set_running_loop(None)
         yield started
+        asyncio._set_running_loop(loop)
         started.close()
+    asyncio._set_running_loop(None)
 
 
 @pytest.fixture
-def page(browser: "Browser", product: Product) -> Iterator["Page"]:
+def browser(chromium: "Browser") -> Iterator["Browser"]:
+    """The browser, for this test. Playwright marks its event loop as the running one of this thread for as long as it
+    lives; the mark is set for tests that use it alone, or every asynchronous test and database after them would refuse.
+    """
+    asyncio._set_running_loop(chromium._loop)
+    yield chromium
+    asyncio._set_running_loop(None)
+
+
+@pytest.fixture
+def page(product: Product, browser: "Browser") -> Iterator["Page"]:
     """A fresh page of the product (its own cookies); a script error on it fails the test."""
     context = browser.new_context(base_url=product.base_url)
     opened = context.new_page()
@@ -156,6 +170,4 @@ def page(browser: "Browser", product: Product) -> Iterator["Page"]:
     opened.on("pageerror", lambda error: errors.append(str(error)))
     yield opened
     context.close()
-    # Playwright leaves its loop marked as running in this thread, and asynchronous tests that follow would refuse.
-    asyncio._set_running_loop(None)
     assert errors == []

@@ -1,6 +1,5 @@
 """The admin's day in a real browser: sign in, upload, deploy, move the split, watch, roll back; desktop and phone."""
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +24,7 @@ def size(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def admin(browser: "Browser", product: Product, size: str) -> Iterator["Page"]:
+def admin(product: Product, browser: "Browser", size: str) -> Iterator["Page"]:
     """A page of that size with the site admin signed in; a script error on it fails the test."""
     context = browser.new_context(base_url=product.base_url, viewport=SIZES[size], has_touch=size == "phone")
     page = context.new_page()
@@ -39,8 +38,6 @@ def admin(browser: "Browser", product: Product, size: str) -> Iterator["Page"]:
     page.wait_for_url("**/")
     yield page
     context.close()
-    # Playwright leaves its loop marked as running in this thread, and asynchronous tests that follow would refuse.
-    asyncio._set_running_loop(None)
     assert errors == []
 
 
@@ -157,7 +154,7 @@ def test_pages_fit_the_screen_and_have_no_serious_violation(admin: "Page", path:
     no_serious_violation(admin)
 
 
-def test_dark_pages_have_enough_contrast(browser: "Browser", product: Product) -> None:
+def test_dark_pages_have_enough_contrast(product: Product, browser: "Browser") -> None:
     context = browser.new_context(base_url=product.base_url, color_scheme="dark")
     page = context.new_page()
     page.goto("/accounts/login/")

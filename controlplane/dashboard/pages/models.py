@@ -68,7 +68,7 @@ def models_page(user: User) -> list[ModelRow]:
         ModelVersion.objects.filter(model__in=[model.pk for model in found])
         .order_by()
         .values_list("model_id")
-        .annotate(Count("pk"), Max("number", filter=ready))
+        .annotate(count=Count("pk"), latest=Max("number", filter=ready))
     )
     versions = {model_id: (count, latest) for model_id, count, latest in counted}
     return [ModelRow(model, *versions.get(model.pk, (0, None))) for model in found]

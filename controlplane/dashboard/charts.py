@@ -3,7 +3,7 @@
 Built as dictionaries: importing plotly costs half a second and 60 MB in each web process; the figure is JSON anyway.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,13 +19,32 @@ class Mark:
     words: str
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What the charts of one page share: the stretch of time, and the changes within it."""
+
+    since: datetime
+    until: datetime
+    marks: Sequence[Mark] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One series: None leaves a gap. `colour` is a token, `dash` one of Plotly's."""
+
+    name: str
+    values: Sequence[float | None]
+    colour: str
+    dash: str = "solid"
+
+
 def version_colour(number: int) -> str:
     """The token of a version's colour: the same on every chart, bar, chip and table."""
     return f"--v{(number - 1) % 8 + 1}"
 
 
-def layout(unit: str, since: datetime, until: datetime, marks: Sequence[Mark] = ()) -> dict[str, Any]:
-    """The shared template: hairline grid, unified hover, time axis from `since` to `until`, marks of changes."""
+def layout(unit: str, frame: Frame) -> dict[str, Any]:
+    """The shared template: hairline grid, unified hover, the frame's time axis, marks of changes."""
     axis = {
         "gridcolor": "--line",
         "linecolor": "--line",
@@ -42,7 +61,12 @@ def layout(unit: str, since: datetime, until: datetime, marks: Sequence[Mark] = 
         "hoverlabel": {"bgcolor": "--surface", "bordercolor": "--line-strong", "font": {"color": "--ink"}},
         "showlegend": False,
         "dragmode": "zoom",
-        "xaxis": {**axis, "type": "date", "range": [since.isoformat(), until.isoformat()], "showgrid": False},
+        "xaxis": {
+            **axis,
+            "type": "date",
+            "range": [frame.since.isoformat(), frame.until.isoformat()],
+            "showgrid": False,
+        },
         "yaxis": {**axis, "rangemode": "tozero", "ticksuffix": f" {unit}" if unit else "", "fixedrange": True},
         "shapes": [
             {
@@ -54,52 +78,42 @@ def layout(unit: str, since: datetime, until: datetime, marks: Sequence[Mark] = 
                 "y1": 1,
                 "line": {"color": "--ink-3", "width": 1, "dash": "dot"},
             }
-            for mark in marks
+            for mark in frame.marks
         ],
     }
 
 
-def lines(
-    times: Sequence[datetime],
-    series: Mapping[str, Sequence[float | None]],
-    colours: Mapping[str, str],
-    *,
-    unit: str,
-    since: datetime,
-    until: datetime,
-    marks: Sequence[Mark] = (),
-    dashes: Mapping[str, str] | None = None,
-) -> Figure:
-    """One line per series over time; None leaves a gap, never a line through it."""
-    moments = [moment.isoformat() for moment in times]
+def lines(times: Sequence[str], series: Sequence[Line], *, unit: str, frame: Frame) -> Figure:
+    """One line per series over `times` (ISO); None leaves a gap, never a line through it."""
+    suffix = f" {unit}" if unit else ""
     traces: list[dict[str, Any]] = [
         {
             "type": "scatter",
             "mode": "lines",
-            "name": name,
-            "x": moments,
-            "y": list(values),
+            "name": line.name,
+            "x": list(times),
+            "y": list(line.values),
             "connectgaps": False,
-            "line": {"color": colours[name], "width": 1.6, "dash": (dashes or {}).get(name, "solid")},
-            "hovertemplate": f"%{{y:.4~g}}{' ' + unit if unit else ''}",
+            "line": {"color": line.colour, "width": 1.6, "dash": line.dash},
+            "hovertemplate": f"%{{y:.4~g}}{suffix}",
         }
-        for name, values in series.items()
+        for line in series
     ]
-    if marks:
-        top = max((value for values in series.values() for value in values if value is not None), default=1.0)
+    if frame.marks:
+        top = max((value for line in series for value in line.values if value is not None), default=1.0)
         traces.append(
             {
                 "type": "scatter",
                 "mode": "markers",
                 "name": "change",
-                "x": [mark.at.isoformat() for mark in marks],
-                "y": [top] * len(marks),
-                "text": [mark.words for mark in marks],
+                "x": [mark.at.isoformat() for mark in frame.marks],
+                "y": [top] * len(frame.marks),
+                "text": [mark.words for mark in frame.marks],
                 "hovertemplate": "%{text}<extra></extra>",
                 "marker": {"color": "--ink-3", "size": 7, "symbol": "triangle-down"},
             }
         )
-    return {"data": traces, "layout": layout(unit, since, until, marks)}
+    return {"data": traces, "layout": layout(unit, frame)}
 
 
 def sparkline(values: Sequence[float | None], width: int = 120, height: int = 28) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from django.http import HttpRequest
 
 from controlplane.accounts.models import Right, User
+from controlplane.monitoring.traffic import freshness
 
 THEME_COOKIE = "signalbox-theme"
 THEMES = ("light", "dark")
@@ -24,6 +25,11 @@ class RailEntry:
 class Frame:
     theme: str
     rail: list[RailEntry]
+
+    @property
+    def lag_s(self) -> float:
+        """How far the figures are behind, where a page shows figures. One query when a template asks."""
+        return freshness()["lag_s"] or 0.0
 
 
 ENTRIES: tuple[tuple[str, str, str, Right, bool, bool], ...] = (

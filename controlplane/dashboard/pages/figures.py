@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 
 from controlplane.dashboard import charts
 from controlplane.deployments.models import Deployment, SplitRevision
-from controlplane.monitoring.series import Cell, Series, series
+from controlplane.monitoring.intervals import Interval
+from controlplane.monitoring.traffic import Traffic, VersionSeries, traffic
 from inference.contracts import Role
 
 WINDOWS: dict[str, tuple[str, timedelta]] = {
@@ -29,6 +30,10 @@ class Window:
     until: datetime
 
     @property
+    def interval(self) -> Interval:
+        return Interval.of(self.since, self.until)
+
+    @property
     def choices(self) -> list[tuple[str, str]]:
         return [(key, words) for key, (words, _) in WINDOWS.items()]
 
@@ -43,7 +48,7 @@ def read_window(query: Mapping[str, str], now: datetime) -> Window:
 
 @dataclass(frozen=True, slots=True)
 class VersionRow:
-    """One version in a comparison over the window."""
+    """One version in a comparison over the window; latencies in ms."""
 
     number: int
     calls: int
@@ -54,6 +59,21 @@ class VersionRow:
     error_share: float | None
     queue_p95: float | None
     compute_p95: float | None
+
+    @classmethod
+    def of(cls, version: VersionSeries) -> "VersionRow":
+        latency = version["latency_ms"]
+        return cls(
+            number=version["version"],
+            calls=version["calls"],
+            share=version["share"],
+            p50=latency["total"]["p50"],
+            p95=latency["total"]["p95"],
+            p99=latency["total"]["p99"],
+            error_share=version["error_share"],
+            queue_p95=latency["queue"]["p95"],
+            compute_p95=latency["compute"]["p95"],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,93 +111,69 @@ def _marks(deployment: Deployment, window: Window) -> list[charts.Mark]:
     ]
 
 
-def version_row(number: int, cell: Cell, calls: int) -> VersionRow:
-    return VersionRow(
-        number=number,
-        calls=cell.calls,
-        share=cell.calls / calls if calls else None,
-        p50=cell.p(0.5),
-        p95=cell.p(0.95),
-        p99=cell.p(0.99),
-        error_share=cell.error_share,
-        queue_p95=cell.p(0.95, "queue"),
-        compute_p95=cell.p(0.95, "compute"),
-    )
+def _of_role(found: Traffic, role: Role) -> list[VersionSeries]:
+    return [version for version in found["versions"] if version["role"] == role]
 
 
-def _rows(found: Series) -> list[VersionRow]:
-    cells = {number: found.total(number) for number in found.versions}
-    calls = sum(cell.calls for cell in cells.values())
-    return [version_row(number, cell, calls) for number, cell in cells.items()]
+def _percent(shares: list[float | None]) -> list[float | None]:
+    return [None if share is None else share * 100 for share in shares]
 
 
 def traffic_figures(deployment: Deployment, window: Window) -> TrafficFigures:
-    """Three queries: the live series, the shadows', the split changes."""
-    found = series(deployment.pk, window.since, window.until, window.until)
-    shadows = series(deployment.pk, window.since, window.until, window.until, Role.SHADOW)
-    marks = _marks(deployment, window)
-    names = {number: f"version {number}" for number in found.versions}
-    colours = {name: charts.version_colour(number) for number, name in names.items()}
-    whole = found.total()
+    """The same figures as /api/deployments/{d}/metrics/, as charts and rows. Three queries."""
+    found = traffic(deployment.pk, deployment.name, window.interval)
+    live = _of_role(found, Role.LIVE)
+    frame = charts.Frame(window.since, window.until, _marks(deployment, window))
     return TrafficFigures(
         rate=charts.lines(
-            found.times,
-            {name: found.rates(number) for number, name in names.items()},
-            colours,
+            found["at"],
+            [
+                charts.Line(f"version {v['version']}", v["series"]["rate"], charts.version_colour(v["version"]))
+                for v in live
+            ],
             unit="/s",
-            since=window.since,
-            until=window.until,
-            marks=marks,
+            frame=frame,
         ),
         errors=charts.lines(
-            found.times,
-            {"errors": [None if share is None else share * 100 for share in found.error_shares()]},
-            {"errors": "--bad"},
+            found["at"],
+            [charts.Line("errors", _percent(found["series"]["error_share"]), "--bad")],
             unit="%",
-            since=window.since,
-            until=window.until,
+            frame=charts.Frame(window.since, window.until),
         ),
-        rows=_rows(found),
-        shadow_rows=_rows(shadows),
-        codes=sorted(whole.codes.items(), key=lambda item: -item[1])[:8],
-        calls=whole.calls,
-        empty=whole.calls == 0,
+        rows=[VersionRow.of(version) for version in live],
+        shadow_rows=[VersionRow.of(version) for version in _of_role(found, Role.SHADOW)],
+        codes=[(error["code"], error["calls"]) for error in found["errors"][:8]],
+        calls=found["calls"],
+        empty=found["calls"] == 0,
     )
 
 
 def latency_figures(deployment: Deployment, window: Window) -> LatencyFigures:
-    """Two queries: the live series, the split changes."""
-    found = series(deployment.pk, window.since, window.until, window.until)
-    lines: dict[str, list[float | None]] = {}
-    split: dict[str, list[float | None]] = {}
-    colours: dict[str, str] = {}
-    dashes: dict[str, str] = {}
-    for number in found.versions:
-        for share, dash in ((0.5, "dot"), (0.95, "solid"), (0.99, "dash")):
-            name = f"v{number} p{share * 100:g}"
-            lines[name] = found.quantiles(number, share)
-            colours[name], dashes[name] = charts.version_colour(number), dash
-        for part, dash in (("queue", "dot"), ("compute", "solid")):
-            name = f"v{number} {part} p95"
-            split[name] = found.quantiles(number, 0.95, part)
-            colours[name], dashes[name] = charts.version_colour(number), dash
-    marks = _marks(deployment, window)
+    """The latency tab's share of the same figures. Three queries."""
+    found = traffic(deployment.pk, deployment.name, window.interval)
+    live = _of_role(found, Role.LIVE)
+    frame = charts.Frame(window.since, window.until, _marks(deployment, window))
 
-    def chart(values: dict[str, list[float | None]]) -> charts.Figure:
+    def drawn(parts: dict[str, str]) -> charts.Figure:
         return charts.lines(
-            found.times,
-            values,
-            colours,
+            found["at"],
+            [
+                charts.Line(
+                    f"v{v['version']} {name.replace('total_', '').replace('_', ' ')}",
+                    v["series"][name],
+                    charts.version_colour(v["version"]),
+                    dash,
+                )
+                for v in live
+                for name, dash in parts.items()
+            ],
             unit="ms",
-            since=window.since,
-            until=window.until,
-            marks=marks,
-            dashes=dashes,
+            frame=frame,
         )
 
     return LatencyFigures(
-        quantiles=chart(lines),
-        split=chart(split),
-        rows=_rows(found),
-        empty=found.total().calls == 0,
+        quantiles=drawn({"total_p50": "dot", "total_p95": "solid", "total_p99": "dash"}),
+        split=drawn({"queue_p95": "dot", "compute_p95": "solid"}),
+        rows=[VersionRow.of(version) for version in live],
+        empty=found["calls"] == 0,
     )

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from controlplane.deployments.models import Deployment, RevisionState, SplitRevision
-from controlplane.monitoring.series import series
+from controlplane.monitoring.intervals import Interval
+from controlplane.monitoring.traffic import overview
 from inference.contracts import BASIS_POINTS
 
 RECENT = timedelta(minutes=10)
@@ -66,21 +67,21 @@ def status_of(
 
 
 def deployment_header(deployment: Deployment, tab: str, now: datetime) -> DeploymentHeader:
-    """Two queries."""
+    """Three queries."""
     revisions = list(
         SplitRevision.objects.filter(
             deployment=deployment, state__in=[RevisionState.ACTIVE, RevisionState.PREPARING]
         ).order_by("number")
     )
     serving = next((r for r in revisions if r.state == RevisionState.ACTIVE), None)
-    recent = series(deployment.pk, now - RECENT, now, now).total()
+    recent = overview([deployment.pk], Interval.of(now - RECENT, now))[deployment.pk]
     return DeploymentHeader(
         deployment=deployment,
         status=status_of(
-            deployment, serving, any(r.state == RevisionState.PREPARING for r in revisions), recent.error_share
+            deployment, serving, any(r.state == RevisionState.PREPARING for r in revisions), recent["error_share"]
         ),
-        rate=recent.calls / RECENT.total_seconds(),
-        p95=recent.p(0.95),
-        error_share=recent.error_share,
+        rate=recent["rate"],
+        p95=recent["p95_ms"],
+        error_share=recent["error_share"],
         tabs=[Tab(words, f"/deployments/{deployment.name}/{path}", key == tab) for key, words, path in TABS],
     )

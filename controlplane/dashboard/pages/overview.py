@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from controlplane.accounts.models import User
 from controlplane.dashboard import charts
 from controlplane.dashboard.pages.figures import Window
-from controlplane.dashboard.pages.header import RECENT, Status, status_of
+from controlplane.dashboard.pages.header import Status, status_of
 from controlplane.dashboard.pages.split import Segment, segments
 from controlplane.deployments.models import Deployment, RevisionState, SplitRevision
-from controlplane.monitoring.series import Series, series_of
+from controlplane.monitoring.accuracy import Metric, accuracies
+from controlplane.monitoring.traffic import OverviewRow as Figures
+from controlplane.monitoring.traffic import overview as figures_of
 from inference.contracts import Lane
 
 MOST = 200
@@ -27,6 +29,7 @@ class OverviewRow:
     rate: float | None
     p95: float | None
     error_share: float | None
+    accuracy: str
     last_change: SplitRevision | None
 
     @property
@@ -44,15 +47,16 @@ class OverviewPage:
 
 
 def overview(user: User, window: Window) -> OverviewPage:
-    """Three queries, however many deployments and predictions there are."""
+    """Five queries, however many deployments and predictions there are."""
     found = list(Deployment.objects.for_user(user).current().select_related("model", "team")[:MOST])
     ids = [deployment.pk for deployment in found]
     revisions: dict[uuid.UUID, list[SplitRevision]] = {}
     wanted = [RevisionState.ACTIVE, RevisionState.PREPARING]
     for revision in SplitRevision.objects.filter(deployment_id__in=ids, state__in=wanted).order_by("number"):
         revisions.setdefault(revision.deployment_id, []).append(revision)
-    figures = series_of(ids, window.since, window.until, window.until) if ids else {}
-    rows = [_row(deployment, revisions.get(deployment.pk, []), figures[deployment.pk]) for deployment in found]
+    figures = figures_of(ids, window.interval)
+    known = accuracies(ids, window.interval)
+    rows = [_row(d, revisions.get(d.pk, []), figures[d.pk], known.get(d.pk)) for d in found]
     rows.sort(key=lambda row: (WORST[row.status.tone], row.deployment.name))
     troubled = [row for row in rows if row.status.tone in ("bad", "warn")]
     rate = sum(row.rate or 0.0 for row in rows)
@@ -66,23 +70,32 @@ def overview(user: User, window: Window) -> OverviewPage:
     return OverviewPage(rows, rate, f"{names}.{rest}", troubled[0].status.tone, troubled[0].deployment)
 
 
-def _row(deployment: Deployment, revisions: list[SplitRevision], found: Series) -> OverviewRow:
+def _row(
+    deployment: Deployment, revisions: list[SplitRevision], figures: Figures, accuracy: Metric | None
+) -> OverviewRow:
     serving = next((r for r in revisions if r.state == RevisionState.ACTIVE), None)
     preparing = any(r.state == RevisionState.PREPARING for r in revisions)
-    rates = found.rates()
-    known = [rate for rate in rates[-max(1, int(RECENT.total_seconds()) // found.step_s) - 1 :] if rate is not None]
-    whole = found.total()
     return OverviewRow(
         deployment=deployment,
-        status=status_of(deployment, serving, preparing, whole.error_share),
+        status=status_of(deployment, serving, preparing, figures["error_share"]),
         segments=segments(serving.shares) if serving else [],
         shadows=segments(serving.shadow) if serving else [],
-        spark=charts.sparkline(_thinned(rates)),
-        rate=sum(known) / len(known) if known else 0.0,
-        p95=whole.p(0.95),
-        error_share=whole.error_share,
+        spark=charts.sparkline(_thinned(figures["sparkline"])),
+        rate=figures["rate"],
+        p95=figures["p95_ms"],
+        error_share=figures["error_share"],
+        accuracy=_accuracy_words(accuracy),
         last_change=revisions[-1] if revisions else None,
     )
+
+
+def _accuracy_words(accuracy: Metric | None) -> str:
+    """A share with half the width of its interval, `97.6 ± 0.3 %`; or that nobody has said what really happened."""
+    if accuracy is None or accuracy["value"] is None:
+        return "not labelled"
+    low, high = accuracy["low"], accuracy["high"]
+    half = f" ± {(high - low) * 50:.1f}" if low is not None and high is not None else ""
+    return f"{accuracy['value'] * 100:.1f}{half} %"
 
 
 def _thinned(rates: list[float | None]) -> list[float | None]:

@@ -1,6 +1,6 @@
 """Models and deployments of a running product, made through the control API as an app would make them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -43,23 +43,43 @@ class Control:
         wait_for(ended, SETTLES_WITHIN_S, f"the validation of {model}", every_s=0.2)
         return version
 
-    def deploy(self, names: Iterable[str], shares: dict[str, float] | None = None, **settings: Any) -> None:
-        """Deploys models under their own names (or splits anew), all at once, and returns when they serve."""
+    def deploy(self, *names: str, model: str = "", shares: dict[str, float] | None = None, **settings: Any) -> None:
+        """Makes deployments where they are missing and splits them, all at once; returns when they serve.
+
+        Each serves the model of its own name, or `model`.
+        """
         deployments = list(names)
         for name in deployments:
-            made = self.client.post("/api/deployments/", json={"name": name, "model": name, **settings})
+            made = self.client.post("/api/deployments/", json={"name": name, "model": model or name, **settings})
             assert made.status_code in (201, 409), made.text
             split = self.client.post(f"/api/deployments/{name}/splits/", json={"shares": shares or {"1": 100}})
             assert split.status_code == 201, split.text
         for name in deployments:
             wait_for(lambda name=name: self._serves(name), SETTLES_WITHIN_S, f"{name} serving", every_s=0.2)  # type: ignore[misc]
 
+    def issued(self, **fields: Any) -> str:
+        """A new key, once the front door knows it."""
+        answer = self.client.post("/api/keys/", json={"label": "tests", **fields})
+        assert answer.status_code == 201, answer.text
+        key = str(answer.json()["key"])
+        headers = {"Authorization": f"Bearer {key}"}
+        wait_for(lambda: self.client.get("/v2", headers=headers).status_code != 401, 10, "the key at the front door")
+        return key
+
+    def prediction(self, identity: str) -> dict[str, Any]:
+        """The prediction as the log has it, once it is there."""
+        address = f"/api/predictions/{identity}/"
+        wait_for(lambda: self.client.get(address).status_code != 404, 30, "the prediction in the log", every_s=0.1)
+        return self.got(address)
+
     def _serves(self, name: str) -> bool:
         """Whether the newest split is active and the front door answers for it."""
         split = self.got(f"/api/deployments/{name}/splits/")["results"][0]
         assert split["state"] in ("preparing", "active"), split
-        ready = split["state"] == "active" and self.client.get(f"/v2/models/{name}/ready").status_code
-        return ready == 200
+        if split["state"] != "active":
+            return False
+        # A deployment of the job lane is held by the workers alone.
+        return self.client.get(f"/v1/models/{name}").status_code == 200
 
     def got(self, path: str, **parameters: Any) -> dict[str, Any]:
         answer = self.client.get(path, params=parameters)

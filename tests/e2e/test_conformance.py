@@ -85,7 +85,7 @@ def control(product: Product) -> Iterator[Control]:
         for case in SERVED:
             version = control.validated(case.name)
             assert version["state"] == "ready", (case.name, version["reason"])
-        control.deploy(case.name for case in SERVED)
+        control.deploy(*(case.name for case in SERVED))
         yield control
 
 

@@ -193,14 +193,14 @@ class Product:
     @property
     def environment(self) -> dict[str, str]:
         """What `manage.py` commands need to act on this home."""
-        return clean_environment(
-            SIGNALBOX_HOME=str(self.home),
-            SIGNALBOX_PORT=str(self.port),
-            SIGNALBOX_DEMO="0",
-            SIGNALBOX_ADMIN_PASSWORD=self.admin_password,
-            SIGNALBOX_POSTGRES_FSYNC="0",
-            **self.settings,
-        )
+        usual = {
+            "SIGNALBOX_HOME": str(self.home),
+            "SIGNALBOX_PORT": str(self.port),
+            "SIGNALBOX_DEMO": "0",
+            "SIGNALBOX_ADMIN_PASSWORD": self.admin_password,
+            "SIGNALBOX_POSTGRES_FSYNC": "0",
+        }
+        return clean_environment(**(usual | self.settings))
 
     @property
     def status(self) -> dict[str, object]:

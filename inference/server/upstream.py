@@ -71,6 +71,8 @@ class Upstream:
             auto_decompress=False,
             skip_auto_headers=_ADDED_BY_AIOHTTP,
         )
+        # Whether it answered the last time: an outage is one line in the log, however often it is asked meanwhile.
+        self._answers = True
 
     async def close(self) -> None:
         await self._session.close()
@@ -86,10 +88,12 @@ class Upstream:
                 ) as response,
             ):
                 content = await response.read()
+                self._tell_answer()
                 return Fetched(response.status, {k.lower(): v for k, v in response.headers.items()}, content)
         except TimeoutError:
             raise InferenceError("deadline_exceeded") from None
         except aiohttp.ClientError as error:
+            self._tell_outage(error)
             raise InferenceError("upstream_unavailable", headers={"Retry-After": "5"}) from error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,9 +108,11 @@ class Upstream:
         except (aiohttp.ClientError, OSError) as error:
             if passage.gone:
                 return
-            _log.warning("the control plane does not answer: %s", type(error).__name__)
-            # Once half an answer is out, ending without the rest makes the server reset the connection.
-            if not passage.started:
+            if passage.started:
+                # Half an answer is out: ending without the rest makes the server reset the connection.
+                _log.warning("the control plane broke off an answer: %s", type(error).__name__)
+            else:
+                self._tell_outage(error)
                 await reply_unavailable(scope, send)
         finally:
             exchange.cancel()
@@ -124,6 +130,7 @@ class Upstream:
             data=await passage.body(),
             allow_redirects=False,
         ) as response:
+            self._tell_answer()
             drop = _HOP_BY_HOP | _named_by_connection(response.raw_headers)
             kept = [(name.lower(), value) for name, value in response.raw_headers if name.lower() not in drop]
             passage.started = True
@@ -131,6 +138,16 @@ class Upstream:
             async for chunk in response.content.iter_any():
                 await passage.send({"type": "http.response.body", "body": chunk, "more_body": True})
             await passage.send({"type": "http.response.body", "body": b""})
+
+    def _tell_outage(self, error: Exception) -> None:
+        if self._answers:
+            self._answers = False
+            _log.warning("the control plane does not answer: %s", type(error).__name__)
+
+    def _tell_answer(self) -> None:
+        if not self._answers:
+            self._answers = True
+            _log.info("the control plane answers again")
 
 
 class _Passage:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ def door(tmp_path: Path, database_url: str) -> Iterator[Door]:
     publisher.routes(1, deployment(linear(tmp_path), max_body_bytes=100_000))
     with open_door(tmp_path, database_url, SIGNALBOX_WEB_PROCESSES="2") as opened:
         until(opened.predicts, "a prediction")
+        until(lambda: len(serving(opened)) == 2, "both processes")
         yield opened
 
 
@@ -55,6 +57,14 @@ def talk(door: Door, request: bytes, *, half_close: bool = False) -> bytes:
             while chunk := connection.recv(65536):
                 answer += chunk
     return answer
+
+
+def serving(door: Door) -> set[int]:
+    """The processes that hold routes, by what they tell in the metrics."""
+    with door.client() as client:
+        lines = client.get("/metrics").text.splitlines()
+    told = re.compile(r'signalbox_routes_generation\{pid="(\d+)"\} [1-9]')
+    return {int(found[1]) for line in lines if (found := told.match(line))} & set(door.children())
 
 
 def head(*lines: str) -> bytes:
@@ -138,11 +148,17 @@ def test_a_restart_of_every_process_in_turn_fails_no_call(door: Door) -> None:
 
     caller = threading.Thread(target=call)
     caller.start()
-    for pid in door.children():
-        os.kill(pid, signal.SIGTERM)
-        until(lambda gone=pid: gone not in door.children() and len(door.children()) == 2, "a replacement")  # type: ignore[misc]
-    stop.set()
-    caller.join()
+    first = serving(door)
+    try:
+        for pid in sorted(first):
+            os.kill(pid, signal.SIGTERM)
+            # As an operator would: the next one goes when the replacement answers.
+            until(lambda gone=pid: gone not in door.children() and len(serving(door)) == 2, "a replacement")  # type: ignore[misc]
+    finally:
+        stop.set()
+        caller.join()
+    assert len(first) == 2
+    assert not first & serving(door)
     assert len(answers) > 5
     assert set(answers) == {200}
 

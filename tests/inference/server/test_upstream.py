@@ -165,6 +165,35 @@ async def test_a_control_plane_that_is_away_is_told_in_the_callers_form(tmp_path
         assert for_people.text.startswith("<!doctype html>")
 
 
+async def test_an_outage_is_one_line_in_the_log_and_its_end_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "inference.server.upstream")
+    socket = tmp_path / "web.sock"
+    async with open_house(tmp_path, upstream=socket) as house:
+
+        async def ask(times: int) -> None:
+            for _ in range(times):
+                await house.client.get("/api/models/")
+
+        async def serve(times: int) -> None:
+            server = web.Application()
+            server.router.add_route("*", "/{path:.*}", ControlPlane().answer)
+            runner = web.AppRunner(server)
+            await runner.setup()
+            await web.UnixSite(runner, str(socket)).start()
+            await ask(times)
+            await runner.cleanup()
+
+        await ask(3)
+        await serve(2)
+        await ask(2)
+        await serve(1)
+    ours = [record for record in caplog.records if record.name == "inference.server.upstream"]
+    lines = [record.getMessage().partition(":")[0] for record in ours]
+    assert lines == ["the control plane does not answer", "the control plane answers again"] * 2
+
+
 def scope_of(client: str, **headers: str) -> dict[str, Any]:
     pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     return {"client": (client, 1), "scheme": "http", "headers": [(b"host", b"inside"), *pairs]}

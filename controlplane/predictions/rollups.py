@@ -16,8 +16,9 @@ from controlplane.predictions.models import FeedbackRollup, Rollup
 from controlplane.predictions.records import LogRow, Refusal
 from inference.contracts import Outcome, Source
 
-# (width of a bucket, the age at which it is merged into the next wider one).
-LEVELS = ((10, timedelta(minutes=10)), (60, timedelta(days=1)), (3600, timedelta(days=35)))
+# (width of a bucket, the age at which it is merged into the next wider one). A day and a bit: the last 24 hours are
+# shown in minutes, whatever the minute at which they are asked for.
+LEVELS = ((10, timedelta(minutes=10)), (60, timedelta(hours=26)), (3600, timedelta(days=35)))
 WIDEST_S = 86_400
 COMPACT_ROWS = 2_000
 # Distinct error codes and places in one delta; a caller can invent places.

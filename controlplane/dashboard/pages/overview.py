@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from controlplane.accounts.models import User
 from controlplane.dashboard import charts
 from controlplane.dashboard.pages.figures import Window
-from controlplane.dashboard.pages.header import Status, status_of
+from controlplane.dashboard.pages.header import RECENT, Status, status_of
 from controlplane.dashboard.pages.split import Segment, segments
 from controlplane.deployments.models import Deployment, RevisionState, SplitRevision
 from controlplane.monitoring.accuracy import Metric, accuracies
@@ -56,7 +56,7 @@ def overview(user: User, window: Window) -> OverviewPage:
         revisions.setdefault(revision.deployment_id, []).append(revision)
     figures = figures_of(ids, window.interval)
     known = accuracies(ids, window.interval)
-    rows = [_row(d, revisions.get(d.pk, []), figures[d.pk], known.get(d.pk)) for d in found]
+    rows = [_row(d, revisions.get(d.pk, []), figures[d.pk], known.get(d.pk), window.interval.step_s) for d in found]
     rows.sort(key=lambda row: (WORST[row.status.tone], row.deployment.name))
     troubled = [row for row in rows if row.status.tone in ("bad", "warn")]
     rate = sum(row.rate or 0.0 for row in rows)
@@ -71,7 +71,11 @@ def overview(user: User, window: Window) -> OverviewPage:
 
 
 def _row(
-    deployment: Deployment, revisions: list[SplitRevision], figures: Figures, accuracy: Metric | None
+    deployment: Deployment,
+    revisions: list[SplitRevision],
+    figures: Figures,
+    accuracy: Metric | None,
+    step_s: int,
 ) -> OverviewRow:
     serving = next((r for r in revisions if r.state == RevisionState.ACTIVE), None)
     preparing = any(r.state == RevisionState.PREPARING for r in revisions)
@@ -81,12 +85,18 @@ def _row(
         segments=segments(serving.shares) if serving else [],
         shadows=segments(serving.shadow) if serving else [],
         spark=charts.sparkline(_thinned(figures["sparkline"])),
-        rate=figures["rate"],
+        rate=_recent_rate(figures["sparkline"], step_s),
         p95=figures["p95_ms"],
         error_share=figures["error_share"],
         accuracy=_accuracy_words(accuracy),
         last_change=revisions[-1] if revisions else None,
     )
+
+
+def _recent_rate(rates: list[float | None], step_s: int) -> float:
+    """Calls a second over the last ten minutes, or over the last step where steps are longer."""
+    recent = rates[-max(1, int(RECENT.total_seconds()) // step_s) :]
+    return sum(rate or 0.0 for rate in recent) / len(recent) if recent else 0.0
 
 
 def _accuracy_words(accuracy: Metric | None) -> str:

@@ -63,10 +63,10 @@ def test_an_overview_costs_the_same_queries_with_more_traffic(
     django_assert_max_num_queries: DjangoAssertNumQueries,
 ) -> None:
     owners.get("/")
-    with django_assert_max_num_queries(8) as few:
+    with django_assert_max_num_queries(12) as few:
         owners.get("/")
     record_predictions([served(deployment, versions[index % 2]) for index in range(200)])
-    with django_assert_max_num_queries(8) as many:
+    with django_assert_max_num_queries(12) as many:
         response = owners.get("/")
     assert len(many) == len(few)
     assert b"checkout" in response.content

@@ -67,6 +67,7 @@ class VersionPlan:
 
     `pictures`: the task takes pictures. `batched`: as in the signature.
     `columns` and `pick`: names of the single input's cells, and what takes them in order out of an object.
+    `table`: the input, where it is the only one, is a float table and its rows are the call's: the usual model.
     """
 
     version: VersionRoute
@@ -77,6 +78,7 @@ class VersionPlan:
     batched: bool
     columns: tuple[str, ...]
     pick: Callable[[Any], tuple[Any, ...]] | None
+    table: TensorPlan | None
 
 
 _plans: dict[str, VersionPlan] = {}
@@ -110,6 +112,7 @@ def _compile(version: VersionRoute) -> VersionPlan:
         batched=version.signature.batched,
         columns=names if named else (),
         pick=pick,
+        table=inputs[0] if version.signature.batched and len(inputs) == 1 and inputs[0].width else None,
     )
 
 

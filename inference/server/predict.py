@@ -120,7 +120,7 @@ class Predictor:
         record.rows = call.rows
         record.queue_ms = answer.queue_s * 1000
         record.compute_ms = answer.compute_s * 1000
-        capture.fill(record, version.route, route.capture, call.inputs, answer.outputs)
+        capture.fill_line(record, version.route, route.capture, call.inputs, answer.outputs)
         seconds = perf_counter() - ask.started
         record.total_ms = seconds * 1000
         self.spool.append(record)

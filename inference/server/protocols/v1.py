@@ -8,7 +8,7 @@ from inference.contracts import Datatype, DeploymentRoute, VersionRoute
 from inference.errors import InferenceError
 from inference.runtime.plans import Array, VersionPlan, plan_of
 from inference.runtime.scores import labelled
-from inference.runtime.tensors import dumps, from_json, non_finite_warnings, to_json
+from inference.runtime.tensors import dumps, from_json, non_finite_warnings, pack_table, row_to_json, to_json
 from inference.server.protocols import PICTURE_TYPES, Call, Headers, Reply, content_type, refuse_media_type
 from inference.server.protocols.body import bad_request, mistaken_for, parse, refuse_duplicate_keys
 from inference.server.protocols.features import (
@@ -81,6 +81,8 @@ def decode_rows(rows: Any, keys: int, body: bytes, deployment: DeploymentRoute, 
     count = len(rows)
     cap_rows(count, deployment)
     style = Style(by_row=True, count=count)
+    if plan.table is not None and body.count(b":") == keys and (table := pack_table(rows, plan.table)) is not None:
+        return Call({plan.table.name: table}, count, style=style)
     if type(rows[0]) is dict:
         if plan.pictures and (pictures := pictures_of(rows, "instances", plan)) is not None:
             refuse_duplicate_keys(body, keys + count_keys(rows))
@@ -135,14 +137,14 @@ def _answer(call: Call, outputs: dict[str, Array], version: VersionRoute) -> dic
     # Who sends a tensor, as a client of TensorFlow Serving does, is answered in tensors, whatever the model is for.
     if call.pictures:
         return {"predictions" if style.by_row else "outputs": labelled(version, outputs)}
+    count = style.count
+    if style.by_row and (count == 1 or any(array.shape[:1] != (count,) for array in outputs.values())):
+        # One prediction; without a batch dimension it is the whole output.
+        values = {name: row_to_json(array) for name, array in outputs.items()}
+        return {"predictions": [next(iter(values.values())) if len(values) == 1 else values]}
     values = {name: to_json(array) for name, array in outputs.items()}
     if not style.by_row:
         return {"outputs": next(iter(values.values())) if len(values) == 1 else values}
-    count = style.count
-    if count == 1 or any(array.shape[:1] != (count,) for array in outputs.values()):
-        # One prediction; without a batch dimension it is the whole output.
-        values = {name: value[0] if outputs[name].shape[:1] == (1,) else value for name, value in values.items()}
-        return {"predictions": [next(iter(values.values())) if len(values) == 1 else values]}
     if len(values) == 1:
         return {"predictions": next(iter(values.values()))}
     return {"predictions": [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]}

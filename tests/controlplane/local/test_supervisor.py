@@ -13,7 +13,7 @@ import pytest
 
 from controlplane.local.errors import CannotStart
 from controlplane.local.home import Home
-from controlplane.local.processes import is_alive, marked_with, spawn
+from controlplane.local.processes import MOST_GROUP_NICENESS, is_alive, marked_with, spawn
 from controlplane.local.supervisor import Service, StopRequested, Supervisor
 from tests.services import REPOSITORY, wait_for
 
@@ -212,7 +212,7 @@ def test_a_nice_child_yields_although_it_leads_its_own_session() -> None:
         assert os.getpriority(os.PRIO_PROCESS, child.pid) == 19
         group = Path(f"/proc/{child.pid}/autogroup")
         if group.exists():
-            assert group.read_text().split()[-1] == "19"
+            assert group.read_text().split()[-1] == str(MOST_GROUP_NICENESS)
     finally:
         child.kill()
         child.wait()

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -27,7 +28,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         ingest = measures.ingest(running, seconds=seconds)
         asgi = stack.enter_context(subjects.bare("asgi", "bare ASGI"))
         fastapi = stack.enter_context(subjects.bare("fastapi", "bare FastAPI"))
-        throughput = measures.throughput([running.target, asgi, fastapi], rounds=rounds, seconds=seconds)
+        throughput = measures.throughput(running, [asgi, fastapi], rounds=rounds, seconds=seconds)
         memory = measures.memory(running)
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -65,6 +66,8 @@ def main() -> int:
     if not load.is_here():
         print(load.NO_WRK)
         return 0
+    # So that what was started is ended, however this is.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if arguments.quick:
         arguments.rounds, arguments.seconds = 1, 2.0
     figures = measured(arguments)

@@ -65,7 +65,7 @@ def drive(target: Target, body: bytes, *, connections: int, seconds: float, paus
     """
     script = 'wrk.method = "POST"\n' + f"wrk.body = {_quoted(body.decode())}\n"
     for name, value in {"Content-Type": "application/json", **target.headers}.items():
-        script += f"wrk.headers[{_quoted(name)}] = {_quoted(value)}\n"
+        script += f"wrk.headers[ {_quoted(name)} ] = {_quoted(value)}\n"
     if pause_ms:
         # Not all at once: around the pause, so that connections do not march in step.
         script += f"function delay() return math.random({pause_ms // 2}, {pause_ms * 3 // 2}) end\n"

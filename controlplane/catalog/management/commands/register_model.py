@@ -21,6 +21,8 @@ from inference.contracts import Activation, Task
 
 class Command(BaseCommand):
     help = "Upload a version of a model, wait for its validation, and print its number. Exits 1 where it is rejected."
+    # Checking the URLs would load every page, which takes longer than the rest.
+    requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("name", help="the model's name; it is registered where it is new")

@@ -16,6 +16,8 @@ from inference.contracts import Scope
 
 class Command(BaseCommand):
     help = "Issues an API key and prints it; it cannot be shown again."
+    # Checking the URLs would load every page, which takes longer than the rest.
+    requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("label", help="what the key is for")

@@ -25,7 +25,8 @@ def _parts(figures: dict[str, Any]) -> Iterable[str]:
     machine = figures["machine"]
     yield (
         f"{figures['at'][:10]}, {machine['processor']}, {machine['cores']} cores, Python {machine['python']}, "
-        f"ONNX Runtime {machine['onnxruntime']}; medians of windows of {figures['window_s']:g} s (rounds: {figures['rounds']})."
+        f"ONNX Runtime {machine['onnxruntime']}; medians of windows of {figures['window_s']:g} s "
+        f"(rounds: {figures['rounds']})."
         + (" A quick run: it shows that the benchmark works, not how fast anything is." if figures["quick"] else "")
     )
     subjects, ratios = figures["throughput"]["subjects"], figures["throughput"]["ratios"]

@@ -106,7 +106,7 @@ def _fill_columns(record: SpoolRecord, version: VersionRoute, policy: CapturePol
             features[column.name] = kept[column.name] = values
             continue
         stands = [hashed(_text(value), policy.hash_salt) for value in values]
-        features[column.name] = stands if tensor.dtype == object else values
+        features[column.name] = stands if tensor.dtype.kind == "O" else values
         if column.keep == "hash":
             kept[column.name] = stands
     record.features = _thinned(features, tensor.size)
@@ -181,7 +181,10 @@ def _fill_tensors(
 
 
 def _payload_of(record: SpoolRecord, tensors: Mapping[str, Array]) -> dict[str, Any] | None:
-    if sum(tensor.size for tensor in tensors.values()) > PAYLOAD_CELLS:
+    cells = 0
+    for tensor in tensors.values():
+        cells += tensor.size
+    if cells > PAYLOAD_CELLS:
         if TOO_LARGE not in record.warnings:
             record.warnings = [*record.warnings, TOO_LARGE]
         return None
@@ -198,7 +201,7 @@ def _scores(version: VersionRoute, outputs: Mapping[str, Array]) -> dict[str, li
     table = scores_of(version, dict(outputs))
     if table is None:
         found = outputs.get(spec.name)
-        if found is None or not 0 < found.ndim <= 2 or found.dtype == object:
+        if found is None or not 0 < found.ndim <= 2 or found.dtype.kind == "O":
             return None
         table = found.reshape(len(found), -1)
     width = table.shape[1]
@@ -213,7 +216,7 @@ def _columns_of(tensor: Array, width: int) -> list[list[Any]] | None:
     """The tensor as `width` lists over its rows, or None where it is not a table of that width."""
     if tensor.ndim > 2 or tensor.ndim == 0 or tensor.size != len(tensor) * width:
         return None
-    if tensor.dtype == object:
+    if tensor.dtype.kind == "O":
         return [[_text(value) for value in column] for column in tensor.reshape(-1, width).T]
     if len(tensor) == 1:
         return [[value] for value in tensor.ravel().tolist()]
@@ -235,7 +238,7 @@ def _thinned(columns: dict[str, list[Any]], cells: int) -> dict[str, list[Any]]:
 
 
 def _plain(tensor: Array) -> Any:
-    if tensor.dtype != object:
+    if tensor.dtype.kind != "O":
         return tensor.tolist()
     return _map_text(tensor.tolist(), _text)
 

@@ -15,8 +15,13 @@ from inference.errors import InferenceError
 
 def bucket(salt: str, key: str) -> int:
     """The bucket, 0..9999, of a caller's key under a deployment's salt; equal on every process, host and release."""
-    digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8, key=salt.encode()[:64]).digest()
-    return int.from_bytes(digest, "big") % BASIS_POINTS
+    digest = _salted(salt)
+    digest.update(key.encode("utf-8", "surrogatepass"))
+    return int.from_bytes(digest.digest(), "big") % BASIS_POINTS
+
+
+def _salted(salt: str) -> blake2b:
+    return blake2b(digest_size=8, key=salt.encode()[:64])
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,8 @@ class Split:
     edges: tuple[int, ...]
     numbers: tuple[int, ...]
     shadow: tuple[tuple[str, Share], ...]
+    # The salted hash before it has seen a key: `bucket` begins with a copy.
+    salted: blake2b
 
     @classmethod
     def of(cls, deployment: DeploymentRoute) -> "Split":
@@ -44,7 +51,14 @@ class Split:
             live, edges = [], []
         # Each shadow draws its own sample, so that a shadow's share does not copy one arm of the live split.
         shadow = tuple((f"{deployment.salt}/shadow/{s.number}", s) for s in deployment.shadow if s.basis_points > 0)
-        return cls(deployment.salt, tuple(edges), tuple(share.number for share in live), shadow)
+        numbers = tuple(share.number for share in live)
+        return cls(deployment.salt, tuple(edges), numbers, shadow, _salted(deployment.salt))
+
+    def bucket(self, key: str) -> int:
+        """The caller's bucket under the deployment's salt, as the function of this name says."""
+        digest = self.salted.copy()
+        digest.update(key.encode("utf-8", "surrogatepass"))
+        return int.from_bytes(digest.digest(), "big") % BASIS_POINTS
 
     def choose(self, at: int) -> int:
         """The version number that serves a bucket. Raises InferenceError no_active_version for an empty split."""

@@ -1,11 +1,11 @@
 """Which paths are the data plane's, and what each means. Paths are exact: case, slashes and all."""
 
-from dataclasses import dataclass
-from enum import Enum, auto
+from dataclasses import dataclass, field
+from enum import IntEnum, auto
 from urllib.parse import unquote_to_bytes
 
 
-class Kind(Enum):
+class Kind(IntEnum):
     LIVE = auto()
     READY = auto()
     PING = auto()
@@ -33,10 +33,15 @@ class Address:
     deployment: str = ""
     number: int | None = None
     label: str | None = None
+    predicts: bool = field(init=False)
+    pinned: bool = field(init=False)
+    methods: tuple[str, ...] = field(init=False)
 
-    @property
-    def methods(self) -> tuple[str, ...]:
-        return _POST if self.kind in PREDICTIONS else _GET
+    def __post_init__(self) -> None:
+        predicts = self.kind in PREDICTIONS
+        object.__setattr__(self, "predicts", predicts)
+        object.__setattr__(self, "pinned", self.number is not None or self.label is not None)
+        object.__setattr__(self, "methods", _POST if predicts else _GET)
 
 
 class Addresses:

@@ -12,7 +12,7 @@ from inference.errors import InferenceError
 from inference.registry import ArtifactStore, Registry
 from inference.routing import uuid7
 from inference.runtime.onnx import load_model
-from inference.server.addresses import PREDICTIONS, Address, Addresses, Kind, is_ours
+from inference.server.addresses import Address, Addresses, Kind, is_ours
 from inference.server.admission import Admission, RateLimits
 from inference.server.asking import Ask, Retries
 from inference.server.documents import Follower
@@ -124,11 +124,11 @@ class App:
         elif scope["method"] not in address.methods:
             allow = {"Allow": ", ".join(address.methods)}
             await self._refuse(scope, receive, send, InferenceError("method_not_allowed", headers=allow))
-        elif address.kind in PREDICTIONS and self.holder.is_empty:
+        elif address.predicts and self.holder.is_empty:
             # Nothing was read yet: what is unknown now may be known in a moment.
             error = InferenceError("version_not_ready", "This process is still starting.", headers={"Retry-After": "1"})
             await self._refuse(scope, receive, send, error)
-        elif address.kind in PREDICTIONS:
+        elif address.predicts:
             await self._predict(scope, receive, send, address)
         else:
             try:

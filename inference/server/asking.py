@@ -11,6 +11,7 @@ from inference.routing import uuid7
 from inference.server.addresses import Address
 from inference.server.auth import Caller
 from inference.server.held import HeldDeployment, HeldVersion
+from inference.server.replies import EXCHANGE, Exchange
 
 DEFAULT_DEADLINE_MS = 10_000
 MAX_DEADLINE_MS = 300_000
@@ -37,6 +38,7 @@ class Ask:
         "context",
         "deadline",
         "deployment",
+        "exchange",
         "headers",
         "held_bytes",
         "id",
@@ -56,15 +58,20 @@ class Ask:
         self.id = uuid7()
         self.address = address
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.exchange: Exchange | None = scope["extensions"].get(EXCHANGE) if "extensions" in scope else None
         self.caller: Caller | None = None
         self.deployment: HeldDeployment | None = None
         self.version: HeldVersion | None = None
-        self.pinned = address.number is not None or address.label is not None
+        self.pinned = address.pinned
         self.unread = True
         self.held_bytes = 0
         self.deadline = now + DEFAULT_DEADLINE_MS / 1000
-        self.request_id = _sane(self.headers.get(b"x-request-id"), _MAX_ID) or self.id
-        self.client_id = _sane(self.headers.get(b"x-client-id"), _MAX_ID)
+        self.request_id = self.id
+        self.client_id = ""
+        if b"x-request-id" in self.headers:
+            self.request_id = _sane(self.headers[b"x-request-id"], _MAX_ID) or self.id
+        if b"x-client-id" in self.headers:
+            self.client_id = _sane(self.headers[b"x-client-id"], _MAX_ID)
         self.sticky_key = ""
         self.idempotency_key = ""
         self.context: dict[str, str] = {}
@@ -152,9 +159,9 @@ class Retries:
         return "" if first == ask.id else first
 
 
-def _sane(value: bytes | None, most: int) -> str:
-    """An id as text, "" where it is absent, too long or holds anything unprintable."""
-    if value is None or len(value) > most:
+def _sane(value: bytes, most: int) -> str:
+    """An id as text, "" where it is too long or holds anything unprintable."""
+    if len(value) > most:
         return ""
     try:
         text = value.decode()

@@ -9,6 +9,7 @@ from inference.errors import InferenceError
 _BEARER = b"bearer "
 # Ours are 50 characters; whatever is longer is no key and is not worth a hash.
 _MAX_KEY_BYTES = 256
+_MAX_SEEN = 1024
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="signalbox"'}
 
 
@@ -68,9 +69,13 @@ class AccessTable:
         self._callers = {bytes.fromhex(key.digest): Caller.of(key) for key in access.keys}
         # Metrics need a key with the scope `read` itself.
         self._readers = {bytes.fromhex(key.digest) for key in access.keys if Scope.READ in key.scopes}
+        # Headers whose key was found, for as long as this document is in force: a look-up instead of a hash.
+        self._seen: dict[bytes | None, Caller] = {}
 
     def find(self, authorization: bytes | None) -> Caller:
         """The caller of an Authorization header. Raises not_authenticated; the key may be revoked or expired still."""
+        if (seen := self._seen.get(authorization)) is not None:
+            return seen
         if authorization is None:
             raise InferenceError(
                 "not_authenticated", "Send the key as: Authorization: Bearer sb_...", headers=_CHALLENGE
@@ -80,6 +85,9 @@ class AccessTable:
         caller = self._callers.get(sha256(authorization[7:].strip()).digest())
         if caller is None:
             raise InferenceError("not_authenticated", "The key is unknown.", headers=_CHALLENGE)
+        if len(self._seen) >= _MAX_SEEN:
+            self._seen.clear()
+        self._seen[authorization] = caller
         return caller
 
     def may_read_metrics(self, caller: Caller) -> bool:

@@ -1,13 +1,48 @@
-"""Bounds on a connection that uvicorn does not set: how large a request's head may be, and how slowly it may come."""
+"""What a connection has beside uvicorn's own: bounds on a request's head, a calm end, and answers in one piece."""
 
 import asyncio
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from inference.server.replies import EXCHANGE, HeaderList
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_S = 20.0
 # How long an idle connection may still bring a request after the process was told to stop.
 _LAST_REQUEST_S = 1.0
+
+
+class WholeExchange:
+    """One request whose body and answer pass as wholes, see `inference.server.replies.Exchange`.
+
+    It does what uvicorn's `receive` and `send` do for one message of each, in a quarter of their time: they look at
+    every header of ours for characters that cannot be in it. Where anything is unusual it leaves the work to them.
+    """
+
+    __slots__ = ("_cycle",)
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    def take_body(self) -> bytes | None:
+        cycle = self._cycle
+        if cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
+            return None
+        body = bytes(cycle.body)
+        cycle.body = bytearray()
+        cycle.message_event.clear()
+        return body
+
+    def send(self, status: int, headers: HeaderList, body: bytes) -> bool:
+        cycle = self._cycle
+        if cycle.response_started or cycle.disconnected or cycle.flow.write_paused or not cycle.keep_alive:
+            return False
+        cycle.response_started = cycle.response_complete = True
+        lines = [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
+        cycle.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], b"".join(lines), body))
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -51,6 +86,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._disarm()
         super().on_headers_complete()
+        self.scope["extensions"] = {EXCHANGE: WholeExchange(self.cycle)}  # type: ignore[dict-item]  # one object of ours
         if self._stopping:
             self.cycle.keep_alive = False
 

@@ -1,9 +1,8 @@
 """The hot path: one prediction call from its first header to its answer, on one screen in `Predictor.answer`."""
 
-import asyncio
 import logging
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import monotonic, perf_counter
 from types import ModuleType
 
 from inference import capture
@@ -11,7 +10,6 @@ from inference.batching import Answer
 from inference.contracts import Lane, SpoolRecord
 from inference.errors import InferenceError
 from inference.registry import cells_of
-from inference.routing import bucket
 from inference.server.addresses import Address, Kind
 from inference.server.admission import Admission, RateLimits
 from inference.server.aside import LARGE_BYTES, Aside
@@ -60,7 +58,8 @@ class Predictor:
     aside: Aside = field(default_factory=Aside)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, address: Address) -> None:
-        ask = Ask(scope, address, asyncio.get_running_loop().time())
+        # The clock of the event loop too, without asking the kernel which process this is, as looking the loop up does.
+        ask = Ask(scope, address, monotonic())
         entered = False
         try:
             self.admission.enter()
@@ -92,7 +91,7 @@ class Predictor:
             self.admission.hold(amount)
             ask.held_bytes += amount
 
-        body = await read_body(receive, ask.headers, route.max_body_bytes, ask.deadline, hold)
+        body = await read_body(receive, ask.headers, route.max_body_bytes, ask.deadline, hold, ask.exchange)
         ask.unread = False
 
         key = ask.routing_key
@@ -141,7 +140,7 @@ class Predictor:
         version.rows.add(call.rows)
         version.seconds.observe(seconds)
         version.compute_seconds.observe(answer.compute_s)
-        await reply(send, 200, headers, content)
+        await reply(send, 200, headers, content, ask.exchange)
         if deployment.split.shadow:
             self.shadows.start(ask, deployment, version, key, protocol, call, body)
 
@@ -156,7 +155,7 @@ class Predictor:
     ) -> Answer:
         """The outputs for a decoded call. Pictures are decoded into `call.inputs`, their statistics into `record`."""
         model = version.loaded()
-        if asyncio.get_running_loop().time() >= ask.deadline:
+        if monotonic() >= ask.deadline:
             raise InferenceError("deadline_exceeded")
         if call.pictures:
             work = self.pictures.decode(call.pictures, version.route, ask.deadline)
@@ -233,5 +232,5 @@ def choose_version(deployment: HeldDeployment, address: Address, key: str) -> He
     if address.label is not None:
         return deployment.version(deployment.labelled(address.label))
     split = deployment.split
-    number = split.choose(bucket(split.salt, key)) if len(split.numbers) != 1 else split.numbers[0]
+    number = split.choose(split.bucket(key)) if len(split.numbers) != 1 else split.numbers[0]
     return deployment.version(number)

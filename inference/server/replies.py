@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import orjson
 
@@ -18,6 +18,8 @@ HeaderList = list[tuple[bytes, bytes]]
 Result = TypeVar("Result")
 
 JSON = b"application/json"
+# The ASGI extension under which our server, and no other, offers an `Exchange`.
+EXCHANGE = "signalbox.exchange"
 # A caller that was refused mid-body is listened to for so long, so that the refusal reaches it before the reset.
 _LINGER_S = 1.0
 _LINGER_BYTES = 16 * 1024 * 1024
@@ -29,9 +31,24 @@ class ClientGoneError(Exception):
     """The caller hung up; nobody reads an answer."""
 
 
-async def reply(send: Send, status: int, headers: HeaderList, body: bytes) -> None:
+class Exchange(Protocol):
+    """A request that can be taken, and answered, in one piece. What is refused here goes by `receive` and `send`."""
+
+    def take_body(self) -> bytes | None:
+        """The body where all of it has come, None where it has not. Once, and instead of `receive`."""
+
+    def send(self, status: int, headers: HeaderList, body: bytes) -> bool:
+        """Send a whole answer to anything but HEAD; False where that is for `send` to do, and nothing was sent.
+
+        `headers` hold the length, and no value with control characters: they are not looked at.
+        """
+
+
+async def reply(send: Send, status: int, headers: HeaderList, body: bytes, exchange: Exchange | None = None) -> None:
     """Send a whole response; `headers` hold the content type, the length is added here."""
     headers.append((b"content-length", b"%d" % len(body)))
+    if exchange is not None and exchange.send(status, headers, body):
+        return
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -96,7 +113,12 @@ async def _skip(receive: Receive) -> None:
 
 
 async def read_body(
-    receive: Receive, headers: dict[bytes, bytes], cap: int, deadline: float, hold: Callable[[int], None]
+    receive: Receive,
+    headers: dict[bytes, bytes],
+    cap: int,
+    deadline: float,
+    hold: Callable[[int], None],
+    exchange: Exchange | None = None,
 ) -> bytes:
     """The whole body, decompressed. `deadline` is the loop's clock; `hold` is told of bytes before they are kept.
 
@@ -110,7 +132,13 @@ async def read_body(
     declared = headers.get(b"content-length")
     if declared is not None and int(declared) > cap:
         raise _too_large(cap)
-    body = await _whole(receive, cap, deadline, hold)
+    body = exchange.take_body() if exchange is not None else None
+    if body is None:
+        body = await _whole(receive, cap, deadline, hold)
+    elif len(body) > cap:
+        raise _too_large(cap)
+    else:
+        hold(len(body))
     if encoding != b"identity" and body:
         body = _inflated(body, cap)
         hold(len(body))

@@ -200,6 +200,35 @@ def test_a_refused_call_leaves_the_connection_usable(standing_door: Door) -> Non
     assert answer.count(b"HTTP/1.1 200") == 1
 
 
+def test_calls_sent_at_once_are_answered_in_turn_each_with_a_whole_head(standing_door: Door) -> None:
+    ids = [f"call-{n}" for n in range(4)]
+    calls = [head(f"Content-Length: {len(BODY)}", f"X-Client-Id: {each}") + BODY for each in ids[:-1]]
+    last = head(f"Content-Length: {len(BODY)}", f"X-Client-Id: {ids[-1]}", "Connection: close") + BODY
+    answers = talk(standing_door, b"".join(calls) + last).split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"200"] * 4
+    for answer, each in zip(answers, ids, strict=True):
+        lines = answer.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
+        told = dict(line.split(b": ", 1) for line in lines)
+        assert told[b"x-client-id"] == each.encode()
+        assert told[b"content-length"] == b"%d" % len(b'{"predictions":[[2.5]]}')
+        assert {b"date", b"content-type", b"x-prediction-id", b"x-request-id", b"x-model-version"} <= told.keys()
+    assert b"connection: close" in answers[-1]
+    assert b"connection: close" not in answers[0]
+
+
+def test_a_body_that_comes_in_pieces_is_answered_as_one(standing_door: Door) -> None:
+    with socket.create_connection(("127.0.0.1", standing_door.port), timeout=20) as connection:
+        for _ in range(2):
+            connection.sendall(head("Transfer-Encoding: chunked") + b"10\r\n" + BODY[:16] + b"\r\n")
+            with standing_door.client() as client:
+                assert client.get("/ping").status_code == 200
+            connection.sendall(b"%x\r\n" % len(BODY[16:]) + BODY[16:] + b"\r\n0\r\n\r\n")
+            answer = b""
+            while b"]]}" not in answer:
+                answer += connection.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200")
+
+
 def test_an_endless_head_is_ended(standing_door: Door) -> None:
     answer = talk(
         standing_door, b"GET /ping HTTP/1.1\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 1000) for n in range(2_000))

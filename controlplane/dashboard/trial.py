@@ -12,6 +12,8 @@ from django.conf import settings
 ANSWER_WITHIN_S = 30.0
 # A trial key that was made this moment reaches the data plane within a second or so.
 KEY_ARRIVES_WITHIN_S = 4.0
+# Straight to the front door: a proxy of the host's environment would see the key and what was asked.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def _call_once(path: str, key: str, body: bytes, content_type: str) -> Answer:
     request = urllib.request.Request(base_url() + path, body, headers, method="POST")  # noqa: S310 - our front door
     started = time.monotonic()
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_WITHIN_S) as response:  # noqa: S310
+        with _OPENER.open(request, timeout=ANSWER_WITHIN_S) as response:
             status, received, raw = response.status, dict(response.headers), response.read()
     except urllib.error.HTTPError as error:
         status, received, raw = error.code, dict(error.headers), error.read()

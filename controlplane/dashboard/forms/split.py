@@ -15,7 +15,7 @@ def read_shares(post: Mapping[str, str], prefix: str) -> dict[str | int, str]:
     shares: dict[str | int, str] = {}
     for name, typed in list(post.items())[: 4 * MOST_VERSIONS]:
         number = name.removeprefix(prefix)
-        if number == name or not number.isascii() or not number.isdigit():
+        if number == name or not number.isascii() or not number.isdigit() or len(number) > 9:
             continue
         text = typed.replace("%", "").replace(",", ".").strip()
         if not text:

@@ -71,7 +71,8 @@ def jobs_page(user: User, search: JobSearch, now: datetime) -> JobsPage:
     found = mine.filter(status=search.status) if search.status else mine
     if search.before is not None:
         found = found.filter(pk__lt=search.before)
-    rows = list(found.order_by("-id")[: PAGE_SIZE + 1])
+    # Results are payload, shown on a job's own page alone.
+    rows = list(found.defer("result").order_by("-id")[: PAGE_SIZE + 1])
     queued = counts.get(JobStatus.QUEUED)
     running = counts.get(JobStatus.RUNNING)
     return JobsPage(

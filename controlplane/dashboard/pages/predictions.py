@@ -37,11 +37,12 @@ class PredictionList:
     search: Search
     older: str
     outcomes: list[str]
+    shows_scores: bool
 
 
 @dataclass(frozen=True, slots=True)
 class PredictionPage:
-    """One prediction. `inputs` and `outputs` are None where the asker may not see payloads, or none were kept."""
+    """One prediction. Scores, `inputs` and `outputs` are empty where the asker may not see payloads."""
 
     prediction: Prediction
     key_label: str
@@ -70,7 +71,9 @@ def read_search(query: Mapping[str, str]) -> Search:
     )
 
 
-def prediction_list(deployment: Deployment, search: Search, since: datetime) -> PredictionList:
+def prediction_list(
+    deployment: Deployment, search: Search, since: datetime, *, may_see_payload: bool
+) -> PredictionList:
     """One page, newest first. One query, bounded by the partitions since `since` and by the page."""
     found = Prediction.objects.of_deployments([deployment.pk]).filter(id__gte=first_id(since))
     if search.text:
@@ -87,9 +90,10 @@ def prediction_list(deployment: Deployment, search: Search, since: datetime) -> 
         found = found.filter(outcome=search.outcome)
     if search.before is not None:
         found = found.filter(id__lt=search.before)
-    rows = list(found.defer("inputs", "outputs", "context", "pictures", "warnings").order_by("-id")[: PAGE_SIZE + 1])
+    hidden = ("inputs", "outputs", "context", "pictures", "warnings", *(() if may_see_payload else ("scores",)))
+    rows = list(found.defer(*hidden).order_by("-id")[: PAGE_SIZE + 1])
     older = search.query(before=str(rows[PAGE_SIZE - 1].pk)) if len(rows) > PAGE_SIZE else ""
-    return PredictionList(rows[:PAGE_SIZE], search, older, [outcome.value for outcome in Outcome])
+    return PredictionList(rows[:PAGE_SIZE], search, older, [outcome.value for outcome in Outcome], may_see_payload)
 
 
 def prediction_page(prediction: Prediction, may_see_payload: bool) -> PredictionPage:
@@ -99,7 +103,7 @@ def prediction_page(prediction: Prediction, may_see_payload: bool) -> Prediction
         prediction=prediction,
         key_label=key.label if key else "–",
         feedback=list(Feedback.objects.filter(prediction_id=prediction.pk).order_by("-number")),
-        scores=sorted((prediction.scores or {}).items()),
+        scores=sorted((prediction.scores or {}).items()) if may_see_payload else [],
         may_see_payload=may_see_payload,
         inputs=prediction.inputs if may_see_payload else None,
         outputs=prediction.outputs if may_see_payload else None,

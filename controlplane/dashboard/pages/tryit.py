@@ -7,7 +7,7 @@ from typing import Any
 
 from controlplane.dashboard.trial import Answer, public_url
 from inference.contracts import Datatype, DeploymentRoute, TensorSpec, VersionRoute
-from inference.runtime.openapi import examples
+from inference.runtime.openapi import KEY_PLACEHOLDER, examples
 from inference.runtime.sample_calls import v1_body
 
 # A vector of more cells is easier typed as JSON.
@@ -67,7 +67,7 @@ def try_page(route: DeploymentRoute, pinned: int | None) -> TryPage | None:
     if number is None or number not in route.versions:
         return None
     version = route.versions[number]
-    programs = examples(route, version, public_url(), "$SIGNALBOX_KEY")
+    programs = examples(route, version, public_url(), KEY_PLACEHOLDER)
     cells = _cells(version)
     sample = "" if version.task.takes_pictures else json.dumps(v1_body(version, None), indent=2)
     return TryPage(route, version, pinned, cells, bool(version.columns), sample, programs)
@@ -132,6 +132,8 @@ def read_answer(answer: Answer) -> Reading:
     rows = answer.document.get("predictions")
     first = rows[0] if isinstance(rows, list) and rows else None
     if isinstance(first, dict) and isinstance(first.get("scores"), dict):
-        scores = sorted((Score(str(k), float(v)) for k, v in first["scores"].items()), key=lambda s: -s.score)
+        # A score that is NaN arrives as null.
+        numbers = {str(k): float(v) for k, v in first["scores"].items() if v is not None}
+        scores = sorted((Score(k, v) for k, v in numbers.items()), key=lambda s: -s.score)
         return Reading(f"Highest score: {first.get('label') or 'nothing above threshold'}", scores)
     return Reading("Answered.", [])

@@ -10,10 +10,12 @@ from django.views.decorators.http import require_POST, require_safe
 
 from controlplane.accounts.models import Right
 from controlplane.audit.requests import person_actor
+from controlplane.audit.services import record
 from controlplane.dashboard.access import require, require_anywhere, user_of
 from controlplane.dashboard.pages.jobs import jobs_page, read_job_search, visible_jobs
 from controlplane.dashboard.views.frame import live_partial
 from controlplane.errors import DomainError
+from controlplane.jobs.models import Job
 from controlplane.jobs.services.claiming import cancel as cancel_job
 
 
@@ -29,10 +31,33 @@ def jobs(request: HttpRequest) -> HttpResponse:
 @require_safe
 def job(request: HttpRequest, job_id: uuid.UUID) -> HttpResponse:
     found = get_object_or_404(visible_jobs(user_of(request)), pk=job_id)
-    context = {"job": found, "waited_s": found.seconds_waiting(timezone.now())}
+    context = {
+        "job": found,
+        "waited_s": found.seconds_waiting(timezone.now()),
+        "may_see_result": found.result is None or _may_see_result(request, found),
+    }
     if request.headers.get("HX-Request"):
         return live_partial(request, "jobs/_job.html", context)
-    return render(request, "jobs/detail.html", context)
+    response = render(request, "jobs/detail.html", context)
+    response["Cache-Control"] = "no-store"
+    return response
+
+
+def _may_see_result(request: HttpRequest, found: Job) -> bool:
+    """A result is payload: who asked sees it; others with view_payload do, and that is written down."""
+    if found.user_id == user_of(request).pk:
+        return True
+    if not user_of(request).has_right(Right.VIEW_PAYLOAD, found.deployment.team_id):
+        return False
+    record(
+        actor=person_actor(request),
+        action="payload.view",
+        target_type="job",
+        target_id=found.pk,
+        target_label=found.deployment.name,
+        team_id=found.deployment.team_id,
+    )
+    return True
 
 
 @require_POST

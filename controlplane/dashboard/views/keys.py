@@ -10,7 +10,8 @@ from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST, require_safe
 
-from controlplane.accounts.models import ApiKey, Right
+from controlplane.accounts.models import ApiKey, Right, Team
+from controlplane.accounts.queries import scopes_beyond
 from controlplane.accounts.services import revoke_key
 from controlplane.audit.requests import person_actor
 from controlplane.dashboard.access import require_anywhere, teams_with, user_of
@@ -18,7 +19,7 @@ from controlplane.dashboard.forms.errors import show
 from controlplane.dashboard.forms.keys import KeyForm
 from controlplane.dashboard.pages.keys import key_page, keys_page
 from controlplane.deployments.services.keys import issue_key_for
-from controlplane.errors import DomainError
+from controlplane.errors import DomainError, field_error
 
 
 @require_safe
@@ -38,6 +39,7 @@ def issue(request: HttpRequest) -> HttpResponse:
     if form.is_valid():
         chosen = form.cleaned_data
         try:
+            _refuse_scopes_beyond(request, chosen["team"], chosen["scopes"])
             _, plain = issue_key_for(
                 actor=person_actor(request),
                 team=chosen["team"],
@@ -69,3 +71,11 @@ def revoke(request: HttpRequest, key_id: uuid.UUID) -> HttpResponse:
     revoke_key(actor=person_actor(request), key=found)
     messages.success(request, f"“{found.label}” is revoked: within five seconds no call with it is answered.")
     return redirect("pages:key", key_id=key_id)
+
+
+def _refuse_scopes_beyond(request: HttpRequest, team: Team, scopes: list[str]) -> None:
+    """Raises DomainError for a scope beyond the person's own rights in the team: no key outranks its issuer."""
+    beyond = scopes_beyond(scopes, user_of(request).rights_in(team.pk))
+    if beyond:
+        message = f"You cannot give a key rights that you do not hold: {', '.join(beyond)}."
+        raise field_error("validation_error", "scopes", message)

@@ -22,10 +22,22 @@ from controlplane.predictions.models import Prediction
 def predictions(request: HttpRequest, name: str) -> HttpResponse:
     deployment = find_deployment(request, name)
     window = read_window(request.GET, timezone.now())
-    page = prediction_list(deployment, read_search(request.GET), window.since)
+    may_see = user_of(request).has_right(Right.VIEW_PAYLOAD, deployment.team_id)
+    page = prediction_list(deployment, read_search(request.GET), window.since, may_see_payload=may_see)
     context = {"deployment": deployment, "page": page, "window": window}
     if request.headers.get("HX-Request"):
         return live_partial(request, "deployments/_predictions.html", context)
+    if may_see and any(row.scores for row in page.rows):
+        # Once for the page that is opened, not for each poll of it.
+        record(
+            actor=person_actor(request),
+            action="payload.view",
+            target_type="deployment",
+            target_id=deployment.pk,
+            target_label=deployment.name,
+            team_id=deployment.team_id,
+            reason="scores in the list of predictions",
+        )
     return render(request, "deployments/predictions.html", {**context, "head": header(deployment, "predictions")})
 
 
@@ -34,7 +46,7 @@ def prediction(request: HttpRequest, name: str, prediction_id: uuid.UUID) -> Htt
     deployment = find_deployment(request, name)
     found = get_object_or_404(Prediction.objects.of_deployments([deployment.pk]), pk=prediction_id)
     may_see = user_of(request).has_right(Right.VIEW_PAYLOAD, deployment.team_id)
-    if may_see and (found.inputs is not None or found.outputs is not None):
+    if may_see and (found.inputs is not None or found.outputs is not None or found.scores):
         record(
             actor=person_actor(request),
             action="payload.view",

@@ -169,3 +169,9 @@ def test_pages_forbid_inline_scripts_and_frames(owners: Client) -> None:
     assert "script-src 'self'" in policy
     assert "frame-ancestors 'none'" in policy
     assert "unsafe-eval" not in policy
+
+
+def test_programs_on_the_try_it_page_need_nothing_but_a_key_put_in(owners: Client, deployment: Deployment) -> None:
+    page = owners.get("/deployments/checkout/try/").content.decode()
+    assert "Authorization: Bearer sb_YOUR_KEY" in page
+    assert "$SIGNALBOX_KEY" not in page

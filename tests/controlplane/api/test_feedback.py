@@ -114,6 +114,8 @@ def test_the_history_of_a_prediction_reads_latest_first(
         (id_at(time.time() + 3600), (404, "not_found")),
         (id_at(time.time() - 90 * 86400), (410, "feedback_window_closed")),
     ],
+    # Named, for the ids themselves differ from process to process and parallel runs compare names.
+    ids=["no id", "another kind of id", "days ago", "in an hour", "months ago"],
 )
 def test_row_61_unknown_and_malformed_ids(
     app: Caller, deployment: Deployment, identity: str, expected: tuple[int, str]

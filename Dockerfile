@@ -21,6 +21,8 @@ COPY controlplane controlplane
 COPY templates templates
 COPY static static
 COPY examples examples
+# The account that runs them may not write here, so each start would compile them again.
+RUN python -m compileall -q manage.py inference controlplane examples
 
 USER signalbox
 VOLUME ["/var/lib/signalbox"]

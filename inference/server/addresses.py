@@ -52,6 +52,10 @@ class Addresses:
     def __init__(self) -> None:
         self._known: dict[bytes, Address | None] = {}
 
+    def known(self, raw_path: bytes) -> Address | None:
+        """The address of a path that was found before; None where it was not, which says nothing."""
+        return self._known.get(raw_path)
+
     def find(self, raw_path: bytes) -> Address | None:
         """The address of a path that `is_ours`; None where there is nothing."""
         try:

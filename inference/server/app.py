@@ -112,13 +112,18 @@ class App:
         if scope["type"] != "http":
             return
         raw_path: bytes = scope["raw_path"]
-        if not is_ours(raw_path):
-            if self._upstream is not None:
-                await self._upstream(scope, receive, send)
-            else:
-                await self._refuse(scope, receive, send, InferenceError("not_found"))
-            return
-        address = self._addresses.find(raw_path)
+        address = self._addresses.known(raw_path)
+        if address is not None and address.predicts and scope["method"] == "POST" and not self.holder.is_empty:
+            await self._predict(scope, receive, send, address)
+        elif is_ours(raw_path):
+            await self._answer(scope, receive, send, self._addresses.find(raw_path))
+        elif self._upstream is not None:
+            await self._upstream(scope, receive, send)
+        else:
+            await self._refuse(scope, receive, send, InferenceError("not_found"))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, address: Address | None) -> None:
+        """Whatever is ours: predictions at addresses not seen before, what is asked with GET, and the refusals."""
         if address is None:
             await self._refuse(scope, receive, send, InferenceError("not_found", "There is no such address."))
         elif scope["method"] not in address.methods:
@@ -153,7 +158,7 @@ class App:
                 self._allow_metrics(scope)
                 await reply(send, 200, [(b"content-type", _TEXT)], render(self.metrics.folder))
             case _:
-                ask = Ask(scope, address, asyncio.get_running_loop().time())
+                ask = Ask(scope, address)
                 try:
                     body = self._document(ask)
                 except InferenceError as error:

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import MutableMapping
-from time import perf_counter, time
+from time import monotonic, time
 from typing import Any
 
 from inference.contracts import Outcome, Role, Source, SpoolRecord
@@ -51,9 +51,13 @@ class Ask:
         "version",
     )
 
-    def __init__(self, scope: MutableMapping[str, Any], address: Address, now: float) -> None:
-        """`now`: the loop's clock, in seconds. Reads only the headers that cannot be refused."""
-        self.started = perf_counter()
+    def __init__(self, scope: MutableMapping[str, Any], address: Address) -> None:
+        """Reads only the headers that cannot be refused.
+
+        `started` and `deadline` are seconds of the monotonic clock, which is the event loop's too: asked directly,
+        since looking the loop up asks the kernel which process this is.
+        """
+        self.started = monotonic()
         self.at = time()
         self.id = uuid7()
         self.address = address
@@ -65,7 +69,7 @@ class Ask:
         self.pinned = address.pinned
         self.unread = True
         self.held_bytes = 0
-        self.deadline = now + DEFAULT_DEADLINE_MS / 1000
+        self.deadline = self.started + DEFAULT_DEADLINE_MS / 1000
         self.request_id = self.id
         self.client_id = ""
         if b"x-request-id" in self.headers:
@@ -132,7 +136,7 @@ class Ask:
         record.outcome = _OUTCOMES.get(error.status) or (
             Outcome.SERVER_ERROR if error.status >= 500 else Outcome.CLIENT_ERROR
         )
-        record.total_ms = (perf_counter() - self.started) * 1000
+        record.total_ms = (monotonic() - self.started) * 1000
         record.context = {"request_id": self.request_id} if self.request_id != self.id else {}
         return record
 

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
-from time import monotonic, perf_counter
+from time import monotonic
 from types import ModuleType
 
 from inference import capture
@@ -58,8 +58,7 @@ class Predictor:
     aside: Aside = field(default_factory=Aside)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, address: Address) -> None:
-        # The clock of the event loop too, without asking the kernel which process this is, as looking the loop up does.
-        ask = Ask(scope, address, monotonic())
+        ask = Ask(scope, address)
         entered = False
         try:
             self.admission.enter()
@@ -86,13 +85,7 @@ class Predictor:
         allowance = self.limits.take(caller)
         ask.read_headers()
         route = deployment.route
-
-        def hold(amount: int) -> None:
-            self.admission.hold(amount)
-            ask.held_bytes += amount
-
-        body = await read_body(receive, ask.headers, route.max_body_bytes, ask.deadline, hold, ask.exchange)
-        ask.unread = False
+        body = await self._read(ask, route.max_body_bytes, receive)
 
         key = ask.routing_key
         version = ask.version = choose_version(deployment, ask.address, key)
@@ -115,12 +108,13 @@ class Predictor:
         # Encoded before it is spooled: what cannot be encoded is a refusal, and would else stand twice in the log.
         content_type, extra, content = protocol.encode(call, answer.outputs, route, version.route, ask.id)
         record.routes_generation = routes.generation
-        record.retry_of = self.retries.first_of(ask, route.id, body)
+        if ask.idempotency_key:
+            record.retry_of = self.retries.first_of(ask, route.id, body)
         record.rows = call.rows
         record.queue_ms = answer.queue_s * 1000
         record.compute_ms = answer.compute_s * 1000
         capture.fill_line(record, version.route, route.capture, call.inputs, answer.outputs)
-        seconds = perf_counter() - ask.started
+        seconds = monotonic() - ask.started
         record.total_ms = seconds * 1000
         self.spool.append(record)
 
@@ -143,6 +137,17 @@ class Predictor:
         await reply(send, 200, headers, content, ask.exchange)
         if deployment.split.shadow:
             self.shadows.start(ask, deployment, version, key, protocol, call, body)
+
+    async def _read(self, ask: Ask, cap: int, receive: Receive) -> bytes:
+        """The body, its bytes counted in. Raises as `read_body`; a plain small one is there without waiting."""
+
+        def hold(amount: int) -> None:
+            self.admission.hold(amount)
+            ask.held_bytes += amount
+
+        body = await read_body(receive, ask.headers, cap, ask.deadline, hold, ask.exchange)
+        ask.unread = False
+        return body
 
     async def _infer(
         self,

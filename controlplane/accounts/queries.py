@@ -46,6 +46,11 @@ def rights_of_scopes(scopes: Iterable[str]) -> frozenset[Right]:
     return frozenset().union(*(RIGHTS_OF_SCOPE[Scope(scope)] for scope in scopes if scope in known))
 
 
+def scopes_beyond(scopes: Iterable[str], held: frozenset[Right]) -> list[str]:
+    """The scopes whose rights are not all among those held: what whoever holds these may not hand out."""
+    return [scope for scope in scopes if not rights_of_scopes([scope]) <= held]
+
+
 def teams_where(user: User, right: Right) -> set[uuid.UUID] | None:
     """Ids of the teams in which a person holds a right; None where that is every team (a site admin)."""
     if user.is_superuser and right not in (Right.VIEW_PAYLOAD, Right.STUDY):

@@ -17,9 +17,9 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from controlplane.accounts.models import ApiKey, Right, Team
-from controlplane.accounts.queries import rights_of_scopes
+from controlplane.accounts.queries import scopes_beyond
 from controlplane.accounts.services import DEFAULT_SCOPES, revoke_key
-from controlplane.api.access import actor_of, require, require_anywhere, rights, team_of, team_scope
+from controlplane.api.access import actor_of, key_of, require, require_anywhere, rights, team_of, team_scope
 from controlplane.api.pagination import CursorPagination
 from controlplane.api.schema import described
 from controlplane.audit.models import AuditEvent
@@ -99,6 +99,7 @@ class KeyList(GenericAPIView[ApiKey]):
         refuse_scopes_beyond(request, team, fields["scopes"])
         names = fields.pop("deployments")
         deployments = None if names is None else deployments_named(team, names)
+        refuse_deployments_beyond(request, deployments)
         key, plain = issue_key_for(actor=actor_of(request), team=team, deployments=deployments, **fields)
         issued = key_rows().get(pk=key.pk)
         return Response(
@@ -184,10 +185,19 @@ def key_rows() -> QuerySet[ApiKey]:
 
 def refuse_scopes_beyond(request: Request, team: Team, scopes: list[str]) -> None:
     """Raises PermissionDenied for a scope beyond the rights of whoever asks: no key outranks its issuer."""
-    held = rights(request, team.pk)
-    beyond = [scope for scope in scopes if not rights_of_scopes([scope]) <= held]
+    beyond = scopes_beyond(scopes, rights(request, team.pk))
     if beyond:
         raise PermissionDenied(f"You cannot give a key rights that you do not hold: {', '.join(beyond)}.")
+
+
+def refuse_deployments_beyond(request: Request, deployments: list[Deployment] | None) -> None:
+    """Raises PermissionDenied where a key for single deployments would issue one that reaches further than itself."""
+    issuer = key_of(request)
+    if issuer is None or issuer.every_deployment:
+        return
+    reach = set(issuer.grants.values_list("deployment_id", flat=True))
+    if deployments is None or not {deployment.pk for deployment in deployments} <= reach:
+        raise PermissionDenied("The key cannot issue one for deployments that it does not reach itself: name its own.")
 
 
 def deployments_named(team: Team, names: list[str]) -> list[Deployment]:

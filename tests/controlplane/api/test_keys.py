@@ -13,7 +13,8 @@ from controlplane.audit.models import AuditEvent
 from controlplane.audit.services import SYSTEM, record
 from controlplane.catalog.models import RegisteredModel
 from controlplane.deployments.models import Deployment, KeyGrant
-from tests.controlplane.cast import Caller, bearer, new_key, new_user, nobody, person
+from controlplane.deployments.services.keys import issue_key_for
+from tests.controlplane.cast import ACTOR, Caller, bearer, new_key, new_user, nobody, person
 
 pytestmark = [pytest.mark.urls("tests.controlplane.api.catalog_urls"), pytest.mark.django_db]
 
@@ -129,6 +130,15 @@ def test_an_admin_key_issues_keys_of_its_team_alone(as_key: Callable[..., Caller
     caller = as_key("admin")
     assert caller.post(KEYS, {"label": "x", "scopes": ["deploy"]}).json()["team"] == "cards"
     assert caller.post(KEYS, {"label": "x", "team": "radiology"}).status_code == 404
+
+
+def test_a_key_for_one_deployment_issues_no_key_for_others(deployment: Deployment, team: Team) -> None:
+    _, plain = issue_key_for(actor=ACTOR, team=team, label="narrow", scopes=["admin"], deployments=[deployment])
+    narrow = bearer(plain)
+    Deployment.objects.create(team=team, name="wider", model=deployment.model)
+    for names in (None, ["wider"], ["checkout", "wider"]):
+        assert narrow.post(KEYS, {"label": "x", "deployments": names}).status_code == 403
+    assert narrow.post(KEYS, {"label": "x", "deployments": ["checkout"]}).status_code == 201
 
 
 def test_another_team_s_deployment_cannot_be_granted(as_outsider: Caller, deployment: Deployment) -> None:

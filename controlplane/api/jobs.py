@@ -332,6 +332,6 @@ def _release_connection() -> None:
 
 
 urlpatterns = [
-    path("deployments/<str:name>/jobs/", waiting(JobList), name="deployment-jobs"),
+    path("deployments/<slug:name>/jobs/", waiting(JobList), name="deployment-jobs"),
     path("jobs/<uuid:job_id>/", waiting(JobDetail), name="job"),
 ]

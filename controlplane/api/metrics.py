@@ -95,8 +95,8 @@ class KeyUseView(FiguresView):
 
 
 urlpatterns = [
-    path("deployments/<str:name>/metrics/", DeploymentMetrics.as_view(), name="api-deployment-metrics"),
-    path("deployments/<str:name>/accuracy/", DeploymentAccuracy.as_view(), name="api-deployment-accuracy"),
-    path("deployments/<str:name>/drift/", DeploymentDrift.as_view(), name="api-deployment-drift"),
+    path("deployments/<slug:name>/metrics/", DeploymentMetrics.as_view(), name="api-deployment-metrics"),
+    path("deployments/<slug:name>/accuracy/", DeploymentAccuracy.as_view(), name="api-deployment-accuracy"),
+    path("deployments/<slug:name>/drift/", DeploymentDrift.as_view(), name="api-deployment-drift"),
     path("keys/<uuid:key_id>/use/", KeyUseView.as_view(), name="api-key-use"),
 ]

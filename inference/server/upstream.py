@@ -63,6 +63,8 @@ class Upstream:
 
     def __init__(self, socket: Path, settings: Settings) -> None:
         self._settings = settings
+        # With a public https address Django would send a plain call there: ours never leave this machine.
+        self._scheme = "https" if settings.public_url.startswith("https://") else "http"
         self._session = aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(path=str(socket), limit=MAX_CONNECTIONS),
             # A page or a long poll may take as long as it needs; the caller's hang-up ends it.
@@ -80,11 +82,16 @@ class Upstream:
     async def fetch(self, method: str, path: str, headers: HeaderList, body: bytes, deadline: float) -> Fetched:
         """One call of ours. Raises InferenceError upstream_unavailable, or deadline_exceeded by the loop's clock."""
         texts = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+        texts.append(("x-forwarded-proto", self._scheme))
         try:
             async with (
                 asyncio.timeout_at(deadline),
                 self._session.request(
-                    method, URL(f"http://localhost{path}", encoded=True), headers=texts, data=body or None
+                    method,
+                    URL(f"http://localhost{path}", encoded=True),
+                    headers=texts,
+                    data=body or None,
+                    allow_redirects=False,
                 ) as response,
             ):
                 content = await response.read()

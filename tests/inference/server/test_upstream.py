@@ -255,6 +255,19 @@ async def test_a_job_lane_call_is_answered_with_the_jobs_result(
     assert (headers["authorization"], headers["idempotency-key"]) == ("Bearer sb_owner", "once")
 
 
+async def test_a_job_of_a_house_behind_tls_is_not_sent_away_to_its_public_address(
+    tmp_path: Path, control: ControlPlane
+) -> None:
+    """With a public https address Django answers a call that came over http with a redirect there."""
+    control.handler = jobs = Jobs(1, **DONE)
+    settings = {"upstream": tmp_path / "web.sock", "public_url": "https://signalbox.example.org"}
+    async with open_house(tmp_path, **settings) as house:
+        await house.hold(deployment(linear(tmp_path), lane=Lane.JOB))
+        assert (await house.post()).status_code == 200
+    assert jobs.posted[0][1]["x-forwarded-proto"] == "https"
+    assert {lowered(request)["x-forwarded-proto"] for request in control.requests} == {"https"}
+
+
 async def test_a_v2_job_is_posted_as_v1(house: House, control: ControlPlane, tmp_path: Path) -> None:
     await house.hold(deployment(linear(tmp_path), lane=Lane.JOB))
     control.handler = jobs = Jobs(1, **DONE)

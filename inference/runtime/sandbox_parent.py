@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+import inference
 from inference.errors import InferenceError
 from inference.runtime.isolation import confine
 from inference.runtime.sandbox import MESSAGE_BYTES, Answer, Call, Ending, ErrorAnswer
@@ -44,7 +45,10 @@ class Parent:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         os.set_blocking(self._wake_read, False)
-        self._readable = [Path(sys.prefix), Path(sys.base_prefix), *(Path(entry) for entry in sys.path if entry)]
+        # Of the project only the package: the folder around it may hold the home with its secrets.
+        package = Path(inference.__file__).resolve().parent
+        paths = {Path(entry).resolve() for entry in sys.path if entry} - {package.parent}
+        self._readable = [Path(sys.prefix), Path(sys.base_prefix), package, *sorted(paths)]
 
     def serve(self) -> None:
         """Returns when the owner closed the socket or died; no child is left then."""

@@ -86,3 +86,16 @@ def environment(argument: bytes) -> bytes:
     return json.dumps(
         {"environ": dict(os.environ), "descriptors": [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]}
     ).encode()
+
+
+def readable(argument: bytes) -> bytes:
+    """Of the files named, those that can be opened."""
+    opened = []
+    for name in json.loads(argument):
+        try:
+            with Path(name).open("rb") as file:
+                file.read(1)
+            opened.append(name)
+        except OSError:
+            continue
+    return json.dumps(opened).encode()

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+import inference
 from inference.errors import InferenceError
+from inference.runtime import isolation
 from inference.runtime.sandbox import Limits, Sandbox, SandboxKilled
 
 pytestmark = pytest.mark.unit
@@ -120,6 +122,15 @@ def test_an_isolated_child_reaches_no_network_socket_file_or_process(sandbox: Sa
         pytest.skip("this host allows neither network namespaces nor seccomp")
     opened = json.loads(result.output)
     assert not {"tcp", "unix", "fork", "exec", "kill", "write"} & set(opened)
+
+
+def test_of_the_project_a_child_reads_the_package_alone(sandbox: Sandbox) -> None:
+    """The default home, with its secrets, is a folder of the project."""
+    if isolation._landlock_rules([]) is None:
+        pytest.skip("this host has no Landlock")
+    package = Path(inference.__file__).resolve().parent
+    files = [str(package / "errors.py"), str(package.parent / "pyproject.toml")]
+    assert json.loads(sandbox.call(f"{PROBES}:readable", json.dumps(files).encode(), LIMITS).output) == files[:1]
 
 
 def test_a_child_sees_no_secret_of_the_environment_and_no_descriptor_of_others(

@@ -17,6 +17,8 @@ from inference.errors import InferenceError
 
 MOST_MLMODEL_BYTES = 1024 * 1024
 MOST_FILES = 10_000
+# A few lines of aliases to aliases stand for billions of elements.
+MOST_ALIASES = 8
 ZIP = b"PK\x03\x04"
 # Fields of ONNX's ModelProto by number with their wire types; a file that begins otherwise is no model.
 FIRST_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
@@ -78,7 +80,7 @@ def open_mlflow_zip(path: Path) -> MlflowModel:
                 draft = draft_from(stream, most=settings.SIGNALBOX_MAX_MODEL_BYTES)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError):
         _not_onnx("The zip archive is damaged, encrypted or packed in a way that is not supported.")
-    return MlflowModel(draft, _columns(description), str(description.get("run_id") or "")[:100])
+    return MlflowModel(draft, _columns(description), _run_id(description))
 
 
 def open_mlflow_folder(folder: Path) -> MlflowModel:
@@ -89,7 +91,7 @@ def open_mlflow_folder(folder: Path) -> MlflowModel:
         draft = draft_of(folder / _model_path(description), most=settings.SIGNALBOX_MAX_MODEL_BYTES)
     except OSError as error:
         _not_onnx(f"The folder is not an MLflow model with an ONNX file: {error.strerror}.")
-    return MlflowModel(draft, _columns(description), str(description.get("run_id") or "")[:100])
+    return MlflowModel(draft, _columns(description), _run_id(description))
 
 
 def pack_golden(path: Path, most: int) -> Draft:
@@ -120,6 +122,8 @@ def _read_mlmodel(content: bytes) -> dict[str, Any]:
     if len(content) > MOST_MLMODEL_BYTES:
         _not_onnx("The MLmodel file is too large.")
     try:
+        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, yaml.SafeLoader)) > MOST_ALIASES:
+            _not_onnx("The MLmodel file has too many aliases.")
         description = yaml.safe_load(content)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
         _not_onnx("The MLmodel file is not YAML.")
@@ -139,6 +143,11 @@ def _model_path(description: dict[str, Any]) -> str:
     ):
         _not_onnx("The MLflow model names a file outside its folder.")
     return path
+
+
+def _run_id(description: dict[str, Any]) -> str:
+    run_id = description.get("run_id")
+    return run_id[:100] if isinstance(run_id, str) else ""
 
 
 def _columns(description: dict[str, Any]) -> tuple[str, ...]:

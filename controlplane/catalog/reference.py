@@ -6,6 +6,7 @@ import csv
 import re
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from controlplane.errors import field_error
 
 TARGET = "target"
 MOST_ROWS = 5_000_000
+MOST_COLUMNS = 10_000
 MOST_CELL = 64 * 1024
 MOST_ENTRIES = 100_000
 MOST_UNPACKED_BYTES = 4 * 1024**3
@@ -126,15 +128,18 @@ def _header(header: list[str], columns: Sequence[str]) -> tuple[str, ...]:
 
 def _check_names(found: Sequence[str], columns: Sequence[str], line: int | None = None) -> tuple[str, ...]:
     """The names without the target. Refuses empty, duplicate, missing and extra ones."""
+    if len(found) > MOST_COLUMNS:
+        _refuse(f"There are {len(found)} columns; at most {MOST_COLUMNS} are accepted.", line)
     if any(not name.strip() for name in found):
         _refuse("A column has no name.", line)
-    if twice := _first(sorted({name for name in found if list(found).count(name) > 1})):
+    if twice := _first(sorted(name for name, count in Counter(found).items() if count > 1)):
         _refuse(f"Columns are there twice: {twice}.", line)
     names = tuple(name for name in found if name != TARGET)
     if not names:
         _refuse("There is no column beside the target.", line)
     if columns:
-        missing, extra = _first([n for n in columns if n not in names]), _first([n for n in names if n not in columns])
+        given, wanted = set(names), set(columns)
+        missing, extra = _first([n for n in columns if n not in given]), _first([n for n in names if n not in wanted])
         if missing or extra:
             sentences = [f"Missing columns: {missing}."] * bool(missing) + [f"Unknown columns: {extra}."] * bool(extra)
             _refuse(" ".join([*sentences, f"Expected{_naming(columns)}, and {TARGET} if the truth is known."]), line)

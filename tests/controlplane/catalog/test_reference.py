@@ -152,3 +152,8 @@ def test_pictures_come_as_a_zip_with_labels(read: Any) -> None:
         read(zipped(**{"one.png": b"1", "labels.csv": b"file,label\nthree.png,ok\n"}))
     with pytest.raises(DomainError, match="header file,label"):
         read(zipped(**{"one.png": b"1", "labels.csv": b"name,class\none.png,ok\n"}))
+
+
+def test_a_header_of_a_million_columns_is_refused_at_once(read: Any) -> None:
+    with pytest.raises(DomainError, match="at most 10000"):
+        read(b",".join(b"c%d" % n for n in range(400_000)) + b"\n1\n")

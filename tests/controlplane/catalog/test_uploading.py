@@ -28,6 +28,13 @@ from tests.inference import toys
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("store")]
 
+# Each line stands for ten of the line before: the last one, written out, for ten billion letters.
+ALIASES = (
+    b"a0: &a0 xxxxxxxxxx\n"
+    + b"".join(b"a%d: &a%d [%s]\n" % (n, n, b",".join([b"*a%d" % (n - 1)] * 10)) for n in range(1, 10))
+    + b"flavors: {onnx: {data: model.onnx}}\nrun_id: *a9\n"
+)
+
 
 @pytest.fixture
 def model(team: Team) -> RegisteredModel:
@@ -134,6 +141,7 @@ def test_an_mlflow_folder_brings_its_columns(model: RegisteredModel) -> None:
         {"MLmodel": mlmodel([], data="absent.onnx")},
         {"MLmodel": b"flavors: {sklearn: {}}"},
         {"MLmodel": b"[" * 5000},
+        {"MLmodel": ALIASES},
         {"MLmodel": mlmodel([]), "model.onnx": b"\x80\x04pickle"},
     ],
 )

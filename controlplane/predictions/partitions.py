@@ -117,7 +117,8 @@ def drop_expired() -> int:
 
 
 def delete_expired() -> int:
-    """Periodic: deletes the rows of deployments whose own retention is shorter than the longest; returns how many.
+    """Periodic: deletes the rows of deployments whose own retention is shorter than the longest, and what was said of
+    predictions past their retention (their rollups have counted it); returns how many.
 
     At most DELETE_ROWS a deployment and call, so that no transaction is long.
     """
@@ -132,4 +133,26 @@ def delete_expired() -> int:
                 [deployment_id, deployment_id, first_id(now - timedelta(days=days)), DELETE_ROWS],
             )
             deleted += cursor.rowcount
+    return deleted + _delete_expired_feedback(now)
+
+
+def _delete_expired_feedback(now: datetime) -> int:
+    """A word names its prediction, or (rejected or given up) only its deployment and the time it was given."""
+    deleted: int = 0
+    for deployment_id, days in Deployment.objects.values_list("id", "retention_days"):
+        horizon = now - timedelta(days=days)
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "DELETE FROM feedback WHERE id IN (SELECT id FROM feedback WHERE deployment_id = %s AND state <> "
+                "'pending' AND (prediction_id < %s OR prediction_id IS NULL AND given_at < %s) LIMIT %s)",
+                [deployment_id, first_id(horizon), horizon, DELETE_ROWS],
+            )
+            deleted += cursor.rowcount
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "DELETE FROM feedback WHERE id IN (SELECT id FROM feedback WHERE deployment_id IS NULL AND state <> "
+            "'pending' AND given_at < %s LIMIT %s)",
+            [now - timedelta(days=longest_retention_days()), DELETE_ROWS],
+        )
+        deleted += cursor.rowcount
     return deleted

@@ -3,6 +3,7 @@
 import time
 import uuid
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from controlplane.deployments.models import Deployment
 from controlplane.predictions import sketches
 from controlplane.predictions.histograms import Histogram, merge, quantile
 from controlplane.predictions.ingest import record_predictions
-from controlplane.predictions.models import FailedCall, KeyUse, Prediction, Rollup
+from controlplane.predictions.models import FailedCall, Feedback, FeedbackState, KeyUse, Prediction, Rollup
 from controlplane.predictions.partitions import (
     delete_expired,
     drop_expired,
@@ -304,3 +305,22 @@ def test_rows_past_their_own_deployments_retention_go(deployment: Deployment, ve
     assert delete_expired() == 1
     assert Prediction.objects.filter(deployment_id=deployment.pk).count() == 1
     assert Prediction.objects.filter(deployment_id=other.pk).count() == 1
+
+
+def test_what_was_said_of_a_prediction_goes_with_its_retention(deployment: Deployment, version: ModelVersion) -> None:
+    Deployment.objects.update(retention_days=1)
+    moment = now()
+
+    def said(days: float, **fields: Any) -> Feedback:
+        at = moment - timedelta(days=days)
+        named = {"prediction_id": uuid.UUID(id_at(at.timestamp())), "deployment_id": deployment.pk}
+        row = {**named, "state": FeedbackState.COUNTED, "comment": "Mrs. A", "truth": {"label": "a"}, **fields}
+        return Feedback.objects.create(team_id=deployment.team_id, given_at=at, given_by="user:owner", **row)
+
+    kept = [said(0.5), said(3, state=FeedbackState.PENDING)]
+    said(2)
+    said(2, prediction_id=None, client_id="c", state=FeedbackState.REJECTED)
+    said(2, deployment_id=None, state=FeedbackState.REJECTED)
+
+    assert delete_expired() == 3
+    assert set(Feedback.objects.all()) == set(kept)

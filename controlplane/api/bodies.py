@@ -25,6 +25,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # The upload of a version: through the API, and through its page.
 MODEL_UPLOAD = re.compile(r"/api/models/[^/]+/versions/(\d+/)?|/models/[^/]+/(upload|versions/\d+/complete)/")
+# A picture: posted as a job, and in the form of the try-it page. Nothing else sends more than text.
+PICTURE_UPLOAD = re.compile(r"/api/deployments/[^/]+/jobs/|/deployments/[^/]+/try/")
 # What a form's frame and its text fields may add to its files.
 FRAME_BYTES = 8 * 1024 * 1024
 
@@ -56,9 +58,12 @@ class BodyLimits:
 
 
 def cap_of(path: str) -> int:
-    """The most bytes that a body to this path may have."""
-    files = sum(caps().values()) if MODEL_UPLOAD.fullmatch(path) else settings.SIGNALBOX_MAX_PICTURE_BYTES
-    return int(files) + FRAME_BYTES
+    """The most bytes that a body to this path may have. Small where it can: it is held before a sign-in is checked."""
+    if MODEL_UPLOAD.fullmatch(path):
+        return sum(caps().values()) + FRAME_BYTES
+    if PICTURE_UPLOAD.fullmatch(path):
+        return int(settings.SIGNALBOX_MAX_PICTURE_BYTES) + FRAME_BYTES
+    return FRAME_BYTES
 
 
 class _Passage:

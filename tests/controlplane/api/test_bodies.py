@@ -13,6 +13,7 @@ from tests.controlplane.catalog.uploads import Usage
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("store")]
 
+JOBS = "/api/deployments/fraud/jobs/"
 UPLOAD = "/api/models/fraud/versions/"
 
 
@@ -61,27 +62,28 @@ def small(settings: Settings) -> None:
 
 async def test_a_body_within_the_cap_passes() -> None:
     reader = Reader()
-    assert await call(reader, "/api/models/", [b"x" * 600, b"x" * 400]) == (200, {})
+    assert await call(reader, JOBS, [b"x" * 600, b"x" * 400]) == (200, {})
     assert reader.read == 1000
 
 
 async def test_a_declared_length_over_the_cap_is_413_before_a_byte_is_read() -> None:
     reader = Reader()
     for declared in (str(FRAME_BYTES + 1001), "9" * 400):
-        status, body = await call(reader, "/api/models/", [b"x"], content_length=declared, x_request_id="abc")
+        status, body = await call(reader, JOBS, [b"x"], content_length=declared, x_request_id="abc")
         assert (status, body["code"], body["request_id"]) == (413, "too_large", "abc")
     assert reader.read == 0
 
 
 async def test_an_undeclared_body_is_cut_off_at_the_cap() -> None:
     reader = Reader()
-    status, body = await call(reader, "/api/models/", [b"x" * (FRAME_BYTES // 2)] * 5)
+    status, body = await call(reader, JOBS, [b"x" * (FRAME_BYTES // 2)] * 5)
     assert (status, body["code"]) == (413, "too_large")
     assert reader.dropped and reader.read <= FRAME_BYTES + 1000
 
 
 async def test_the_upload_of_a_model_has_a_larger_cap() -> None:
-    assert cap_of(UPLOAD) > cap_of("/api/models/") == FRAME_BYTES + 1000
+    assert cap_of(UPLOAD) > cap_of(JOBS) == cap_of("/deployments/fraud/try/") == FRAME_BYTES + 1000
+    assert cap_of("/api/models/") == cap_of("/accounts/login/") == FRAME_BYTES
     assert cap_of(f"{UPLOAD}3/") == cap_of("/models/fraud/upload/") == cap_of(UPLOAD)
     assert cap_of(f"{UPLOAD}3/report/") == cap_of("/api/models/")
 

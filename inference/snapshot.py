@@ -33,7 +33,8 @@ def sign(secret: bytes, body: bytes) -> str:
 
 def verify(secret: bytes, body: bytes, signature: str) -> bool:
     """Whether the signature belongs to exactly these bytes, in constant time."""
-    return hmac.compare_digest(sign(secret, body), signature)
+    # As bytes: for a text that is not ASCII, as in a damaged file, the comparison would raise.
+    return hmac.compare_digest(sign(secret, body).encode(), signature.encode())
 
 
 def encode(document: Access | Routes) -> bytes:

@@ -45,3 +45,8 @@ def test_a_document_of_a_later_schema_is_refused() -> None:
 def test_a_field_of_a_later_release_is_passed_over() -> None:
     body = b'{"generation": 1, "novelty": true}'
     assert open_access(SECRET, body, sign(SECRET, body)) == Access(generation=1)
+
+
+def test_a_signature_that_is_not_even_ascii_is_refused() -> None:
+    body = encode(ACCESS)
+    assert not verify(SECRET, body, "\ufffd" * 64)

@@ -87,3 +87,12 @@ def test_the_target_wants_every_part() -> None:
     parts = [unit.name for unit in UNITS if unit.stem not in ("signalbox-one", "signalbox-prepare")]
     assert len(parts) == 5
     assert [name for name in parts if name not in target] == []
+
+
+def test_compose_tells_the_pages_where_the_front_door_is(compose: dict[str, Any]) -> None:
+    """The try-it page calls it, from a container in which nothing else listens."""
+    environment = compose["services"]["web"]["environment"]
+    assert environment["SIGNALBOX_HOST"] == "inference"
+    assert (
+        environment.get("SIGNALBOX_PORT", "8000") == compose["services"]["inference"]["environment"]["SIGNALBOX_PORT"]
+    )

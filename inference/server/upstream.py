@@ -46,7 +46,11 @@ _FORWARDING = frozenset(
 )
 _ADDED_BY_AIOHTTP = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 MAX_CONNECTIONS = 256
+# Calls of ours wait for jobs, and must not take the pages' connections; a process admits no more calls than this.
+MAX_CALLS = 512
 _CONNECT_S = 2.0
+# A caller that is silent for so long in the middle of a body would hold a connection for nothing.
+BODY_SILENT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +69,14 @@ class Upstream:
         self._settings = settings
         # With a public https address Django would send a plain call there: ours never leave this machine.
         self._scheme = "https" if settings.public_url.startswith("https://") else "http"
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(path=str(socket), limit=MAX_CONNECTIONS),
-            # A page or a long poll may take as long as it needs; the caller's hang-up ends it.
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=_ADDED_BY_AIOHTTP,
-        )
+        self._session = _session(socket, MAX_CONNECTIONS)
+        self._calls = _session(socket, MAX_CALLS)
         # Whether it answered the last time: an outage is one line in the log, however often it is asked meanwhile.
         self._answers = True
 
     async def close(self) -> None:
         await self._session.close()
+        await self._calls.close()
 
     async def fetch(self, method: str, path: str, headers: HeaderList, body: bytes, deadline: float) -> Fetched:
         """One call of ours. Raises InferenceError upstream_unavailable, or deadline_exceeded by the loop's clock."""
@@ -86,7 +85,7 @@ class Upstream:
         try:
             async with (
                 asyncio.timeout_at(deadline),
-                self._session.request(
+                self._calls.request(
                     method,
                     URL(f"http://localhost{path}", encoded=True),
                     headers=texts,
@@ -115,7 +114,12 @@ class Upstream:
         except (aiohttp.ClientError, OSError) as error:
             if passage.gone:
                 return
-            if passage.started:
+            if passage.silent and not passage.started:
+                late = InferenceError(
+                    "deadline_exceeded", "The body stopped arriving.", headers={"Connection": "close"}
+                )
+                await reply_error(send, late, uuid7())
+            elif passage.started:
                 # Half an answer is out: ending without the rest makes the server reset the connection.
                 _log.warning("the control plane broke off an answer: %s", type(error).__name__)
             else:
@@ -157,6 +161,17 @@ class Upstream:
             _log.info("the control plane answers again")
 
 
+def _session(socket: Path, limit: int) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.UnixConnector(path=str(socket), limit=limit),
+        # A page or a long poll may take as long as it needs; the caller's hang-up ends it.
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        skip_auto_headers=_ADDED_BY_AIOHTTP,
+    )
+
+
 class _Passage:
     """One request on its way through: its body as a stream, and whether the caller still listens."""
 
@@ -165,6 +180,7 @@ class _Passage:
         self.send = send
         self.started = False
         self.gone = False
+        self.silent = False
         self._receive = receive
         self._body_read = asyncio.Event()
 
@@ -185,9 +201,14 @@ class _Passage:
         self.gone = True
 
     async def _chunks(self) -> AsyncIterator[bytes]:
-        """Raises ClientGoneError, on which aiohttp gives the request up, when the caller hangs up before its end."""
+        """Raises ClientGoneError, on which aiohttp gives the request up, when the caller hangs up or falls silent."""
         while True:
-            message = await self._receive()
+            try:
+                async with asyncio.timeout(BODY_SILENT_S):
+                    message = await self._receive()
+            except TimeoutError:
+                self.silent = True
+                raise ClientGoneError from None
             if message["type"] == "http.disconnect":
                 self.gone = True
                 raise ClientGoneError

@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from inference.contracts import Lane
+from inference.server import upstream
 from inference.server.settings import Settings
 from inference.server.upstream import forwarded
 from tests.inference.server.house import BODY, CALLER, House, call_asgi, deployment, linear, open_house, settings_of
@@ -266,6 +267,51 @@ async def test_a_job_of_a_house_behind_tls_is_not_sent_away_to_its_public_addres
         assert (await house.post()).status_code == 200
     assert jobs.posted[0][1]["x-forwarded-proto"] == "https"
     assert {lowered(request)["x-forwarded-proto"] for request in control.requests} == {"https"}
+
+
+async def test_pages_are_passed_on_however_many_calls_wait_for_jobs(
+    tmp_path: Path, control: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "MAX_CALLS", 1)
+    monkeypatch.setattr(upstream, "MAX_CONNECTIONS", 1)
+    waits, jobs = asyncio.Event(), Jobs(1, **DONE)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if request.method == "GET" and request.path.startswith("/api/jobs/"):
+            waits.set()
+            await asyncio.Event().wait()
+        return await (jobs(request) if request.method == "POST" else ControlPlane.echo(request))
+
+    control.handler = handler
+    async with open_house(tmp_path, upstream=tmp_path / "web.sock") as house:
+        await house.hold(deployment(linear(tmp_path), lane=Lane.JOB))
+        call = asyncio.create_task(house.post())
+        await waits.wait()
+        async with asyncio.timeout(5):
+            assert (await house.client.get("/deployments/")).status_code == 200
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+
+
+async def test_a_caller_that_falls_silent_within_its_body_is_let_go(
+    house: House, control: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "BODY_SILENT_S", 0.05)
+    sent: list[dict[str, Any]] = []
+    messages = [{"type": "http.request", "body": b"half", "more_body": True}]
+
+    async def receive() -> dict[str, Any]:
+        if not messages:
+            await asyncio.Event().wait()
+        return messages.pop()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {**scope_of("1.2.3.4", content_length="100"), "type": "http", "method": "POST", "query_string": b""}
+    async with asyncio.timeout(10):
+        await house.app({**scope, "raw_path": b"/accounts/login/"}, receive, send)
+    assert (sent[0]["status"], (b"connection", b"close") in sent[0]["headers"]) == (504, True)
 
 
 async def test_a_v2_job_is_posted_as_v1(house: House, control: ControlPlane, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ CHANNEL = "signalbox_documents"
 POLL_S = 1.0
 _RECONNECT_S = 1.0
 _CONNECT_S = 5
+_SILENT_S = 3
 # A load that failed may have met an artifact store that was away: it is tried again, for the active routes alone.
 _RETRY_LOAD_S = 5.0
 
@@ -136,7 +137,15 @@ class Follower:
 
     async def _connect(self) -> Connection:
         return await psycopg.AsyncConnection.connect(
-            self._url, autocommit=True, connect_timeout=_CONNECT_S, application_name="signalbox-inference"
+            self._url,
+            autocommit=True,
+            connect_timeout=_CONNECT_S,
+            application_name="signalbox-inference",
+            # A host that vanished without a word is noticed in seconds, so that no revocation waits behind it.
+            keepalives_idle=_SILENT_S,
+            keepalives_interval=1,
+            keepalives_count=2,
+            tcp_user_timeout=_SILENT_S * 1000,
         )
 
     async def _take_kept(self) -> bool:

@@ -34,6 +34,8 @@ from controlplane.jobs.services.submitting import Asker, Submission, submit_job
 from controlplane.jobs.waiting import LONGEST_WAIT_S, wait_for
 from inference.contracts import Scope
 
+# Results are payload, and stay in no cache on the way.
+UNCACHED = {"Cache-Control": "no-store"}
 NO_SUCH_JOB = "There is no such job."
 PRINTABLE = re.compile(r"[\x20-\x7e\x80-\U0010ffff]+")
 KEY_LENGTH = 255
@@ -165,7 +167,7 @@ class JobList(GenericAPIView[Any]):
         response = LateResponse(
             shown(request, job),
             status=202 if created or not job.is_final else 200,
-            headers={"Location": reverse("job", args=[job.pk])},
+            headers={"Location": reverse("job", args=[job.pk]), **UNCACHED},
         )
         return later(request, response, job, wait_s)
 
@@ -274,7 +276,7 @@ class JobDetail(GenericAPIView[Any]):
     def get(self, request: Request, job_id: uuid.UUID) -> Response:
         """A job as it is now, or when it ends within `?wait=` seconds."""
         job = self._job(request, job_id)
-        response = LateResponse(shown(request, job))
+        response = LateResponse(shown(request, job), headers=UNCACHED)
         return later(request, response, job, wait_asked(request))
 
     def delete(self, request: Request, job_id: uuid.UUID) -> Response:

@@ -35,6 +35,8 @@ from controlplane.predictions.truths import Statement, parse_id, read_statement
 from inference.contracts import Scope
 from inference.errors import TABLE
 
+# Payloads stay in no cache on the way.
+UNCACHED = {"Cache-Control": "no-store"}
 NO_SUCH_PREDICTION = "There is no such prediction."
 
 
@@ -132,7 +134,8 @@ class PredictionDetail(GenericAPIView[Any]):
                 "pictures": prediction.pictures or [],
                 "shadows": [{"id": str(shadow.id), "version": shadow.version} for shadow in shadows],
                 "feedback": [queries.feedback_json(feedback) for feedback in queries.feedback_of(prediction.id)],
-            }
+            },
+            headers=UNCACHED,
         )
 
 

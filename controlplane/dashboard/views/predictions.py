@@ -1,6 +1,7 @@
 """The prediction log: search it, open one. Who sees a payload is written down."""
 
 import uuid
+from typing import Any
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
@@ -24,7 +25,7 @@ def predictions(request: HttpRequest, name: str) -> HttpResponse:
     window = read_window(request.GET, timezone.now())
     may_see = user_of(request).has_right(Right.VIEW_PAYLOAD, deployment.team_id)
     page = prediction_list(deployment, read_search(request.GET), window.since, may_see_payload=may_see)
-    context = {"deployment": deployment, "page": page, "window": window}
+    context: dict[str, Any] = {"deployment": deployment, "page": page, "window": window}
     if request.headers.get("HX-Request"):
         return live_partial(request, "deployments/_predictions.html", context)
     if may_see and any(row.scores for row in page.rows):
@@ -38,7 +39,10 @@ def predictions(request: HttpRequest, name: str) -> HttpResponse:
             team_id=deployment.team_id,
             reason="scores in the list of predictions",
         )
-    return render(request, "deployments/predictions.html", {**context, "head": header(deployment, "predictions")})
+    context["head"] = header(deployment, "predictions")
+    response = render(request, "deployments/predictions.html", context)
+    response["Cache-Control"] = "no-store"
+    return response
 
 
 @require_safe

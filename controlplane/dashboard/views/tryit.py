@@ -41,4 +41,6 @@ def try_it(request: HttpRequest, name: str) -> HttpResponse:
     answer = trial.call(path, trial_key(deployment.team), body, content_type)
     context |= {"answer": answer, "reading": read_answer(answer), "typed": request.POST}
     template = "deployments/_answer.html" if request.headers.get("HX-Request") else "deployments/try.html"
-    return render(request, template, context)
+    response = render(request, template, context)
+    response["Cache-Control"] = "no-store"
+    return response

@@ -274,13 +274,13 @@ async def test_pages_are_passed_on_however_many_calls_wait_for_jobs(
 ) -> None:
     monkeypatch.setattr(upstream, "MAX_CALLS", 1)
     monkeypatch.setattr(upstream, "MAX_CONNECTIONS", 1)
-    waits, jobs = asyncio.Event(), Jobs(1, **DONE)
+    waits, done, jobs = asyncio.Event(), asyncio.Event(), Jobs(1, **DONE)
 
     async def handler(request: web.Request) -> web.StreamResponse:
         if request.method == "GET" and request.path.startswith("/api/jobs/"):
             waits.set()
-            await asyncio.Event().wait()
-        return await (jobs(request) if request.method == "POST" else ControlPlane.echo(request))
+            await done.wait()
+        return await (ControlPlane.echo(request) if request.path == "/deployments/" else jobs(request))
 
     control.handler = handler
     async with open_house(tmp_path, upstream=tmp_path / "web.sock") as house:
@@ -289,8 +289,9 @@ async def test_pages_are_passed_on_however_many_calls_wait_for_jobs(
         await waits.wait()
         async with asyncio.timeout(5):
             assert (await house.client.get("/deployments/")).status_code == 200
-        call.cancel()
-        await asyncio.gather(call, return_exceptions=True)
+        assert not call.done()
+        done.set()
+        assert (await call).status_code == 200
 
 
 async def test_a_caller_that_falls_silent_within_its_body_is_let_go(

@@ -49,6 +49,13 @@ class SpoolWriter:
         buffer = self._buffer
         _encoder.encode_into(record, buffer)
         buffer += b"\n"
+        self._write(buffer)
+
+    def append_line(self, line: bytes) -> None:
+        """Write a record that is JSON already, without a line's end in it. Raises as `append`."""
+        self._write(line + b"\n")
+
+    def _write(self, buffer: bytes | bytearray) -> None:
         if self._fd < 0:
             self._open()
         try:

@@ -17,6 +17,7 @@ from inference.server.asking import Ask, Retries
 from inference.server.auth import Caller
 from inference.server.held import HeldDeployment, HeldRoutes, HeldVersion, Holder
 from inference.server.jobs import JobLane
+from inference.server.lines import Lines
 from inference.server.metrics import Metrics
 from inference.server.pictures import PictureRoom
 from inference.server.protocols import Call, sagemaker, v1, v2
@@ -56,6 +57,7 @@ class Predictor:
     pictures: PictureRoom
     jobs: JobLane
     aside: Aside = field(default_factory=Aside)
+    lines: Lines = field(default_factory=Lines)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, address: Address) -> None:
         ask = Ask(scope, address)
@@ -113,10 +115,14 @@ class Predictor:
         record.rows = call.rows
         record.queue_ms = answer.queue_s * 1000
         record.compute_ms = answer.compute_s * 1000
-        capture.fill_line(record, version.route, route.capture, call.inputs, answer.outputs)
         seconds = monotonic() - ask.started
         record.total_ms = seconds * 1000
-        self.spool.append(record)
+        line = self.lines.line(record, route, version.route, call.inputs, answer.outputs)
+        if line is not None:
+            self.spool.append_line(line)
+        else:
+            capture.fill(record, version.route, route.capture, call.inputs, answer.outputs)
+            self.spool.append(record)
 
         headers: HeaderList = [
             (b"content-type", content_type),

@@ -22,7 +22,8 @@ MOST_COLUMNS = 10_000
 MOST_CELL = 64 * 1024
 MOST_ENTRIES = 100_000
 MOST_UNPACKED_BYTES = 4 * 1024**3
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z")
+# Every digit can be read in one way only: else a long cell that ends badly would take minutes.
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\Z")
 MISSING = ("", "nan", "null", "none", "na")
 PICTURES = (".png", ".jpg", ".jpeg", ".dcm")
 SHOWN = 5

@@ -157,3 +157,8 @@ def test_pictures_come_as_a_zip_with_labels(read: Any) -> None:
 def test_a_header_of_a_million_columns_is_refused_at_once(read: Any) -> None:
     with pytest.raises(DomainError, match="at most 10000"):
         read(b",".join(b"c%d" % n for n in range(400_000)) + b"\n1\n")
+
+
+def test_a_cell_of_very_many_digits_is_read_in_no_time(read: Any) -> None:
+    with pytest.raises(DomainError, match="not a finite number"):
+        read(b"a,b\n" + b"1" * 60_000 + b"x,2\n", columns=["a", "b"], numeric=True)

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from django.conf import settings
 
+from controlplane.catalog.storage import require_space
 from controlplane.errors import DomainError
 
 MAGIC = b"SBV1"
@@ -32,6 +33,8 @@ def folder() -> Path:
 
 def seal(content: bytes) -> tuple[str, bytes]:
     """Writes an encrypted object; returns its name and its wrapped key. Raises DomainError storage_full."""
+    # The database and the spool beside it must not run out of room for the sake of waiting jobs.
+    require_space(len(content))
     name = secrets.token_hex(16)
     key, nonce = AESGCM.generate_key(KEY * 8), os.urandom(NONCE)
     sealed = MAGIC + nonce + AESGCM(key).encrypt(nonce, content, name.encode())

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.catalog import storage
+from controlplane.errors import DomainError
 from controlplane.jobs import vault
 from controlplane.jobs.payloads import Payload, pack, unpack
 
@@ -54,3 +56,11 @@ def test_tensors_come_back_as_they_were(home: Path) -> None:
     for name, array in inputs.items():
         assert back[name].dtype == array.dtype
         np.testing.assert_array_equal(back[name], array)
+
+
+def test_a_disk_without_room_takes_no_job(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "HEADROOM_BYTES", 2**62)
+    with pytest.raises(DomainError) as refused:
+        vault.seal(b"one more")
+    assert refused.value.code == "storage_full"
+    assert not [path for path in home.rglob("*") if path.is_file()]

@@ -24,7 +24,8 @@ from inference.server.protocols.features import cap_rows, check_rows, refuse
 
 _CSV = b"text/csv"
 _JSON = b"application/json"
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+# Every digit can be read in one way only: else a long cell that ends badly would hold the event loop for minutes.
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,40}")
 _WORDS: dict[str, float] = {
     "nan": float("nan"),

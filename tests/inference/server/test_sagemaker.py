@@ -50,6 +50,10 @@ def test_an_empty_cell_is_missing_where_the_column_may_be() -> None:
     assert error.errors[0]["loc"] == ["rows", 1, "amount"]
 
 
+def test_a_cell_of_very_many_digits_is_refused_in_no_time() -> None:
+    refused(lambda: decode("1" * 60_000 + "x,2,3"), "wrong_type", 422)
+
+
 def test_several_inputs_take_their_cells_from_left_to_right() -> None:
     call = decode('1,2,"a,b",true,-5', MIXED)
     assert {name: array.tolist() for name, array in call.inputs.items()} == {

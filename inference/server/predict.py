@@ -87,7 +87,10 @@ class Predictor:
         allowance = self.limits.take(caller)
         ask.read_headers()
         route = deployment.route
-        body = await self._read(ask, route.max_body_bytes, receive)
+        body = self._take(ask, route.max_body_bytes)
+        if body is None:
+            body = await self._read(ask, route.max_body_bytes, receive)
+        ask.unread = False
 
         key = ask.routing_key
         version = ask.version = choose_version(deployment, ask.address, key)
@@ -144,16 +147,25 @@ class Predictor:
         if deployment.split.shadow:
             self.shadows.start(ask, deployment, version, key, protocol, call, body)
 
+    def _take(self, ask: Ask, cap: int) -> bytes | None:
+        """A plain body within its cap that is all there, the usual one; None for any other. Raises overloaded."""
+        declared = ask.headers.get(b"content-length")
+        if ask.exchange is None or declared is None or int(declared) > cap or b"content-encoding" in ask.headers:
+            return None
+        body = ask.exchange.take_body()
+        if body is not None:
+            self.admission.hold(len(body))
+            ask.held_bytes = len(body)
+        return body
+
     async def _read(self, ask: Ask, cap: int, receive: Receive) -> bytes:
-        """The body, its bytes counted in. Raises as `read_body`; a plain small one is there without waiting."""
+        """The body as it arrives, its bytes counted in. Raises as `read_body`."""
 
         def hold(amount: int) -> None:
             self.admission.hold(amount)
             ask.held_bytes += amount
 
-        body = await read_body(receive, ask.headers, cap, ask.deadline, hold, ask.exchange)
-        ask.unread = False
-        return body
+        return await read_body(receive, ask.headers, cap, ask.deadline, hold)
 
     async def _infer(
         self,

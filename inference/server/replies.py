@@ -118,7 +118,6 @@ async def read_body(
     cap: int,
     deadline: float,
     hold: Callable[[int], None],
-    exchange: Exchange | None = None,
 ) -> bytes:
     """The whole body, decompressed. `deadline` is the loop's clock; `hold` is told of bytes before they are kept.
 
@@ -132,13 +131,7 @@ async def read_body(
     declared = headers.get(b"content-length")
     if declared is not None and int(declared) > cap:
         raise _too_large(cap)
-    body = exchange.take_body() if exchange is not None else None
-    if body is None:
-        body = await _whole(receive, cap, deadline, hold)
-    elif len(body) > cap:
-        raise _too_large(cap)
-    else:
-        hold(len(body))
+    body = await _whole(receive, cap, deadline, hold)
     if encoding != b"identity" and body:
         body = _inflated(body, cap)
         hold(len(body))

@@ -40,4 +40,5 @@ fi
 # The database is not asked here: whether models and migrations agree needs none, and says so as a warning.
 step "migrations" "${settings[@]}" "$bin/python" -W ignore manage.py makemigrations --check --dry-run
 step "deployment checks" "${production[@]}" "$bin/python" manage.py check --deploy --fail-level WARNING
-step "tests" "$bin/pytest" -n 2 --dist loadgroup "$@"
+# A file's tests run in one worker, which prepares once what they share; only some of them start the whole product.
+step "tests" "$bin/pytest" -n 2 --dist loadfile "$@"

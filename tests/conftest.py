@@ -31,13 +31,11 @@ NO_BROWSER = "No chromium was found: type apt-get install chromium, or skip thes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share the product run in one worker, so that one worker starts it."""
+    """The first test that uses the product starts it, which takes its time on a busy machine."""
     for item in items:
-        if {"product", "page", "chromium"} & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group("product"))
-            if item.get_closest_marker("timeout") is None:
-                # The first of them starts the product, which takes its time on a busy machine.
-                item.add_marker(pytest.mark.timeout(300))
+        uses = {"product", "page", "chromium"} & set(getattr(item, "fixturenames", ()))
+        if uses and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(300))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

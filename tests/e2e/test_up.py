@@ -15,7 +15,7 @@ from controlplane.local.probe import status_of
 from controlplane.local.processes import is_alive
 from tests.services import REPOSITORY, Product, wait_for
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("up")]
+pytestmark = pytest.mark.timeout(400)
 PARTS = ("postgres", "redis", "web", "server", "worker", "ingest", "scheduler")
 
 

@@ -15,9 +15,11 @@ from controlplane.catalog.storage import Draft, draft_from, draft_of
 from controlplane.errors import DomainError, field_error
 from inference.errors import InferenceError
 
-MOST_MLMODEL_BYTES = 1024 * 1024
+MOST_MLMODEL_BYTES = 256 * 1024
 MOST_FILES = 10_000
 # A few lines of aliases to aliases stand for billions of elements.
+# Both YAML loaders take time that grows with the square of what is open at once.
+MOST_NESTED = 100
 MOST_ALIASES = 8
 ZIP = b"PK\x03\x04"
 # Fields of ONNX's ModelProto by number with their wire types; a file that begins otherwise is no model.
@@ -121,15 +123,33 @@ def check_golden(path: Path) -> None:
 def _read_mlmodel(content: bytes) -> dict[str, Any]:
     if len(content) > MOST_MLMODEL_BYTES:
         _not_onnx("The MLmodel file is too large.")
+    if _nested(content) > MOST_NESTED:
+        _not_onnx("The MLmodel file is nested too deeply.")
     try:
-        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, yaml.SafeLoader)) > MOST_ALIASES:
+        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, yaml.CSafeLoader)) > MOST_ALIASES:
             _not_onnx("The MLmodel file has too many aliases.")
-        description = yaml.safe_load(content)
+        # libyaml's loader: the one in Python takes seconds for a few thousand open brackets.
+        description = yaml.load(content, Loader=yaml.CSafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
         _not_onnx("The MLmodel file is not YAML.")
     if not isinstance(description, dict):
         _not_onnx("The MLmodel file is not an object.")
     return description
+
+
+def _nested(content: bytes) -> int:
+    """How many brackets, or dashes on one line, are open at once at most."""
+    most = depth = 0
+    for found in re.finditer(rb"[\[{]|[\]}]|(?:- ){20,}", content):
+        mark = found.group()
+        if mark in b"[{":
+            depth += 1
+        elif mark in b"]}":
+            depth = max(0, depth - 1)
+        else:
+            most = max(most, len(mark) // 2)
+        most = max(most, depth)
+    return most
 
 
 def _model_path(description: dict[str, Any]) -> str:

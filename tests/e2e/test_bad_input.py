@@ -178,7 +178,9 @@ def talk(house: House, head: str, *pieces: bytes, key: str | None = None) -> htt
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             for piece in pieces:
                 connection.sendall(piece)
-        connection.shutdown(socket.SHUT_WR)
+        # The server may have answered and closed already.
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_WR)
         received = b""
         while chunk := connection.recv(65_536):
             received += chunk

@@ -293,7 +293,10 @@ def test_in_bulk_each_row_stands_by_itself(
 
 
 def test_a_client_id_means_its_latest_prediction(app: Caller, deployment: Deployment, version: ModelVersion) -> None:
-    first, second = (served(deployment, version, client_id="same") for _ in range(2))
+    # Two ids of one millisecond have no order of their own.
+    at = time.time()
+    first = served(deployment, version, at=at - 1, client_id="same")
+    second = served(deployment, version, at=at, client_id="same")
     record_predictions([first, second])
 
     told = app.post("/api/feedback/", [{"deployment": deployment.name, "client_id": "same", "label": "ok"}]).json()

@@ -14,9 +14,13 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+# One generator per millisecond, so that ids of one millisecond are in the order in which they were made.
+GENERATORS: dict[int, Uuid7] = {}
+
+
 def id_at(moment: float) -> str:
     """A UUIDv7 that was made then."""
-    return Uuid7(clock=lambda: moment)()
+    return GENERATORS.setdefault(int(moment * 1000), Uuid7(clock=lambda: moment))()
 
 
 def served(deployment: Deployment, version: ModelVersion, at: float | None = None, **fields: Any) -> SpoolRecord:

@@ -153,9 +153,9 @@ def traffic(deployment_id: uuid.UUID, name: str, interval: Interval) -> Traffic:
 
 
 def _lengths(starts: Sequence[int], interval: Interval) -> list[float]:
-    """How many seconds of each step have passed within the interval; the last one may be short."""
-    end, begin = min(interval.until, timezone.now()).timestamp(), interval.since.timestamp()
-    return [max(0.0, min(start + interval.step_s, end) - max(start, begin)) for start in starts]
+    """How many seconds of each step have passed; the last one may be short. The first is whole, as its rollups are."""
+    end = min(interval.until, timezone.now()).timestamp()
+    return [max(0.0, min(start + interval.step_s, end) - start) for start in starts]
 
 
 def _series(cells: Sequence[_Cell], lengths: Sequence[float], all_calls: Sequence[int]) -> dict[str, list[Number]]:

@@ -9,6 +9,7 @@ from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models.functions import Lower
 
+from controlplane.audit.services import Target
 from inference.contracts import Scope
 
 
@@ -114,6 +115,10 @@ class Membership(models.Model):
     def __str__(self) -> str:
         return f"{self.user} is {self.role} of {self.team}"
 
+    def audit_target(self) -> Target:
+        """A change of roles is about the person."""
+        return Target("user", self.user_id, self.user.username, self.team_id)
+
     @property
     def rights(self) -> frozenset[Right]:
         return RIGHTS_OF_ROLE[self.role]
@@ -167,6 +172,9 @@ class ApiKey(models.Model):
         if self.revoked_at:
             return "revoked"
         return "expired" if self.expires_at and self.expires_at <= at else "active"
+
+    def audit_target(self) -> Target:
+        return Target("key", self.pk, self.label, self.team_id)
 
     def has_scope(self, scope: Scope) -> bool:
         return scope.value in self.scopes

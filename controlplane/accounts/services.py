@@ -6,7 +6,6 @@ import secrets
 import string
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
@@ -16,7 +15,7 @@ from django.utils import timezone
 from controlplane.accounts.models import ApiKey, Membership, Role, Team, User
 from controlplane.accounts.queries import digest_of
 from controlplane.accounts.signals import keys_changed
-from controlplane.audit.services import SYSTEM, Actor, record
+from controlplane.audit.services import SYSTEM, Actor, record, record_change
 from controlplane.errors import DomainError, field_error
 from inference.contracts import Scope
 
@@ -120,7 +119,7 @@ def add_member(*, actor: Actor, team: Team, user: User, role: str) -> Membership
     with transaction.atomic():
         membership, created = Membership.objects.get_or_create(user=user, team=team, role=role)
         if created:
-            _record_member(actor, "member.add", membership, after={"role": role})
+            record_change(actor=actor, action="member.add", of=membership, after={"role": role})
     return membership
 
 
@@ -139,7 +138,7 @@ def remove_member(*, actor: Actor, team: Team, user: User, role: str | None = No
         if any(m.role == Role.ADMIN for m in leaving) and not admins.exclude(user=user).exists():
             raise DomainError("conflict", f"{user.username} is the last admin of {team.name}: name another one first.")
         for membership in leaving:
-            _record_member(actor, "member.remove", membership, before={"role": membership.role})
+            record_change(actor=actor, action="member.remove", of=membership, before={"role": membership.role})
             membership.delete()
     return len(leaving)
 
@@ -185,7 +184,7 @@ def issue_key(
             created_by_id=actor.user_id,
             expires_at=expires_at,
         )
-        _record_key(actor, "key.issue", key, after=key.as_json())
+        record_change(actor=actor, action="key.issue", of=key, after=key.as_json())
         transaction.on_commit(lambda: _send_keys_changed(team))
     return key, plain
 
@@ -195,8 +194,13 @@ def revoke_key(*, actor: Actor, key: ApiKey, reason: str = "") -> ApiKey:
     now = timezone.now()
     with transaction.atomic():
         if ApiKey.objects.filter(pk=key.pk, revoked_at=None).update(revoked_at=now) == 1:
-            _record_key(
-                actor, "key.revoke", key, before={"state": key.state(now)}, after={"state": "revoked"}, why=reason
+            record_change(
+                actor=actor,
+                action="key.revoke",
+                of=key,
+                before={"state": key.state(now)},
+                after={"state": "revoked"},
+                reason=reason,
             )
             transaction.on_commit(lambda: _send_keys_changed(key.team))
     key.refresh_from_db(fields=["revoked_at"])
@@ -220,48 +224,6 @@ def _clean_scopes(scopes: Sequence[str]) -> list[str]:
     if not scopes:
         raise field_error("validation_error", "scopes", "A key needs at least one scope.")
     return [scope for scope in known if scope in scopes]
-
-
-def _record_key(
-    actor: Actor,
-    action: str,
-    key: ApiKey,
-    *,
-    before: dict[str, Any] | None = None,
-    after: dict[str, Any] | None = None,
-    why: str = "",
-) -> None:
-    record(
-        actor=actor,
-        action=action,
-        target_type="key",
-        target_id=key.pk,
-        target_label=key.label,
-        team_id=key.team_id,
-        before=before,
-        after=after,
-        reason=why,
-    )
-
-
-def _record_member(
-    actor: Actor,
-    action: str,
-    membership: Membership,
-    *,
-    before: dict[str, Any] | None = None,
-    after: dict[str, Any] | None = None,
-) -> None:
-    record(
-        actor=actor,
-        action=action,
-        target_type="user",
-        target_id=membership.user_id,
-        target_label=membership.user.username,
-        team_id=membership.team_id,
-        before=before,
-        after=after,
-    )
 
 
 def _from_validation(error: ValidationError) -> DomainError:

@@ -2,7 +2,7 @@
 
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from django.utils import timezone
 
@@ -21,6 +21,22 @@ class Actor:
     user_id: uuid.UUID | None = None
     address: str | None = None
     request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What an event is about. `team_id`: whose members may read the event; None leaves it to site admins."""
+
+    type: str
+    id: object
+    label: str
+    team_id: uuid.UUID | None
+
+
+class Audited(Protocol):
+    """A row that knows how events name it."""
+
+    def audit_target(self) -> Target: ...
 
 
 COMMAND = Actor("command")
@@ -54,4 +70,28 @@ def record(
         reason=reason,
         address=actor.address,
         request_id=actor.request_id,
+    )
+
+
+def record_change(
+    *,
+    actor: Actor,
+    action: str,
+    of: Audited,
+    before: dict[str, Any] | None = None,
+    after: dict[str, Any] | None = None,
+    reason: str = "",
+) -> AuditEvent:
+    """`record` for a row that names itself."""
+    target = of.audit_target()
+    return record(
+        actor=actor,
+        action=action,
+        target_type=target.type,
+        target_id=target.id,
+        target_label=target.label,
+        team_id=target.team_id,
+        before=before,
+        after=after,
+        reason=reason,
     )

@@ -9,6 +9,7 @@ from django.db import models
 from django.db.models.functions import Lower
 
 from controlplane.accounts.models import Right, Team, User
+from controlplane.audit.services import Target
 from inference.contracts import Activation, Column, Signature, Task, ValidationReport, VersionRoute
 
 
@@ -58,6 +59,9 @@ class RegisteredModel(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def audit_target(self) -> Target:
+        return Target("model", self.pk, self.name, self.team_id)
 
 
 class VersionState(models.TextChoices):
@@ -133,6 +137,9 @@ class ModelVersion(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model.name} version {self.number}"
+
+    def audit_target(self) -> Target:
+        return Target("version", self.pk, str(self), self.model.team_id)
 
     @property
     def typed_report(self) -> ValidationReport | None:

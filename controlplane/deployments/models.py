@@ -11,6 +11,7 @@ from django.db import models
 from django.db.models.functions import Lower, Now
 
 from controlplane.accounts.models import ApiKey, Right, Team, User
+from controlplane.audit.services import Target
 from controlplane.catalog.models import ModelVersion, RegisteredModel
 from inference.contracts import Lane
 
@@ -77,6 +78,9 @@ class Deployment(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def audit_target(self) -> Target:
+        return Target("deployment", self.pk, self.name, self.team_id)
 
     def settings_json(self) -> dict[str, Any]:
         """What can be edited, as audit events and the API tell it."""

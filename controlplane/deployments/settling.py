@@ -11,7 +11,7 @@ from datetime import timedelta
 from django.db import connection
 from django.utils import timezone
 
-from controlplane.audit.services import SYSTEM, record
+from controlplane.audit.services import SYSTEM, record_change
 from controlplane.deployments.models import (
     DataplaneDocument,
     DataplaneProcess,
@@ -195,13 +195,10 @@ def _fail_revision(revision: SplitRevision, failure: str) -> None:
     before = revision.as_json()
     revision.state, revision.failure, revision.ended_at = RevisionState.FAILED, failure, timezone.now()
     revision.save(update_fields=["state", "failure", "ended_at"])
-    record(
+    record_change(
         actor=SYSTEM,
         action="split.fail",
-        target_type="deployment",
-        target_id=revision.deployment_id,
-        target_label=revision.deployment.name,
-        team_id=revision.deployment.team_id,
+        of=revision.deployment,
         before=before,
         after=revision.as_json(),
         reason=failure,

@@ -4,7 +4,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from controlplane.accounts.models import Team
-from controlplane.audit.services import Actor, record
+from controlplane.audit.services import Actor, record_change
 from controlplane.catalog.descriptions import check_model_name, read_text
 from controlplane.catalog.models import ModelVersion, RegisteredModel, VersionState
 from controlplane.catalog.services.usage import refuse_where_used
@@ -18,7 +18,7 @@ def register_model(*, actor: Actor, team: Team, name: str, description: str = ""
     try:
         with transaction.atomic():
             model = RegisteredModel.objects.create(team=team, name=name, description=text, created_by_id=actor.user_id)
-            _record(actor, "model.register", model, after={"name": name, "description": text})
+            record_change(actor=actor, action="model.register", of=model, after={"name": name, "description": text})
     except IntegrityError:
         raise field_error(
             "conflict", "name", f"The name “{name}” is taken: names are unique in the installation."
@@ -34,7 +34,9 @@ def edit_model(*, actor: Actor, model: RegisteredModel, description: str) -> Reg
         before, locked.description = locked.description, text
         if before != text:
             locked.save(update_fields=["description"])
-            _record(actor, "model.edit", locked, before={"description": before}, after={"description": text})
+            record_change(
+                actor=actor, action="model.edit", of=locked, before={"description": before}, after={"description": text}
+            )
     return locked
 
 
@@ -58,7 +60,7 @@ def archive_model(*, actor: Actor, model: RegisteredModel, reason: str = "") -> 
             .exclude(state=VersionState.ARCHIVED)
             .update(state=VersionState.ARCHIVED, archived_at=now)
         )
-        _record(actor, "model.archive", locked, after={"versions": archived}, reason=reason)
+        record_change(actor=actor, action="model.archive", of=locked, after={"versions": archived}, reason=reason)
     return locked
 
 
@@ -66,25 +68,3 @@ def refuse_where_archived(model: RegisteredModel) -> None:
     """Raises DomainError `gone`."""
     if model.archived_at is not None:
         raise DomainError("gone", f"The model “{model.name}” was archived.")
-
-
-def _record(
-    actor: Actor,
-    action: str,
-    model: RegisteredModel,
-    *,
-    before: dict[str, object] | None = None,
-    after: dict[str, object] | None = None,
-    reason: str = "",
-) -> None:
-    record(
-        actor=actor,
-        action=action,
-        target_type="model",
-        target_id=model.pk,
-        target_label=model.name,
-        team_id=model.team_id,
-        before=before,
-        after=after,
-        reason=reason,
-    )

@@ -23,7 +23,7 @@ from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from controlplane.audit.services import SYSTEM, record
+from controlplane.audit.services import SYSTEM, record_change
 from controlplane.catalog.models import Artifact, ModelVersion, VersionState
 from controlplane.catalog.reference import ReferenceSummary, summarise
 from controlplane.catalog.services.sweeping import hold_store
@@ -234,13 +234,10 @@ def _settle(claim: _Claim, report: ValidationReport, rewritten: Path | None) -> 
         version.leased_until = None
         version.validated_at = timezone.now()
         version.save(update_fields=[*fields, "report", "leased_until", "validated_at"])
-        record(
+        record_change(
             actor=SYSTEM,
             action="version.validate",
-            target_type="version",
-            target_id=version.pk,
-            target_label=str(version),
-            team_id=version.model.team_id,
+            of=version,
             after={"state": version.state, "code": version.code},
         )
     logger.info("validation ended: version %s is %s %s", version.pk, version.state, version.code)

@@ -8,7 +8,7 @@ import msgspec
 from django.db import transaction
 from django.utils import timezone
 
-from controlplane.audit.services import Actor, record
+from controlplane.audit.services import Actor, record_change
 from controlplane.catalog.descriptions import Description, describe, read_text
 from controlplane.catalog.models import Artifact, ModelVersion, RegisteredModel, VersionState
 from controlplane.catalog.packages import check_golden, is_zip, open_mlflow_zip, refuse_what_is_no_model
@@ -117,7 +117,9 @@ def edit_version(*, actor: Actor, version: ModelVersion, changes: Mapping[str, A
         if fields:
             locked.save(update_fields=fields)
             after = {name: values[name] for name in changed}
-            _record(actor, "version.edit", locked, before={n: before[n] for n in changed}, after=after)
+            record_change(
+                actor=actor, action="version.edit", of=locked, before={n: before[n] for n in changed}, after=after
+            )
     return locked
 
 
@@ -141,7 +143,7 @@ def add_reference(*, actor: Actor, version: ModelVersion, draft: Draft, name: st
         locked.reference_name = _shown_name(name)
         locked.reference_summary = summary.as_json()
         locked.save(update_fields=["reference_artifact", "reference_name", "reference_summary"])
-        _record(actor, "version.reference", locked, before=before, after=locked.reference_summary)
+        record_change(actor=actor, action="version.reference", of=locked, before=before, after=locked.reference_summary)
     return locked
 
 
@@ -172,7 +174,7 @@ def add_golden(*, actor: Actor, version: ModelVersion, draft: Draft) -> ModelVer
             fields += _reset(locked)
             transaction.on_commit(lambda: dispatch(locked.pk))
         locked.save(update_fields=fields)
-        _record(actor, "version.golden", locked, after={"golden": stored.sha256})
+        record_change(actor=actor, action="version.golden", of=locked, after={"golden": stored.sha256})
     return locked
 
 
@@ -185,8 +187,13 @@ def archive_version(*, actor: Actor, version: ModelVersion, reason: str = "") ->
         refuse_where_used(locked)
         before, locked.state, locked.archived_at = locked.state, VersionState.ARCHIVED, timezone.now()
         locked.save(update_fields=["state", "archived_at"])
-        _record(
-            actor, "version.archive", locked, before={"state": before}, after={"state": locked.state}, reason=reason
+        record_change(
+            actor=actor,
+            action="version.archive",
+            of=locked,
+            before={"state": before},
+            after={"state": locked.state},
+            reason=reason,
         )
     return locked
 
@@ -274,10 +281,10 @@ def _create(
     version.save(force_insert=True)
     model.next_number = number + 1
     model.save(update_fields=["next_number"])
-    _record(
-        actor,
-        "version.upload",
-        version,
+    record_change(
+        actor=actor,
+        action="version.upload",
+        of=version,
         after={"number": number, "sha256": kept.model.sha256, "size_bytes": kept.model.size_bytes},
     )
     return version
@@ -322,25 +329,3 @@ def _refuse_archived(version: ModelVersion) -> None:
 def _shown_name(name: str) -> str:
     """A file's name as people see it; it is never used as a path."""
     return "".join(character for character in name if character.isprintable())[:255]
-
-
-def _record(
-    actor: Actor,
-    action: str,
-    version: ModelVersion,
-    *,
-    before: dict[str, Any] | None = None,
-    after: dict[str, Any] | None = None,
-    reason: str = "",
-) -> None:
-    record(
-        actor=actor,
-        action=action,
-        target_type="version",
-        target_id=version.pk,
-        target_label=str(version),
-        team_id=version.model.team_id,
-        before=before,
-        after=after,
-        reason=reason,
-    )

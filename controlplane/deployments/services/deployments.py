@@ -7,7 +7,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from controlplane.accounts.models import Team
-from controlplane.audit.services import Actor, record
+from controlplane.audit.services import Actor, record_change
 from controlplane.catalog.models import ModelVersion, RegisteredModel, VersionState
 from controlplane.deployments.models import Deployment, RevisionState, SplitRevision
 from controlplane.deployments.settling import routes_change
@@ -50,7 +50,7 @@ def create_deployment(
                 deployment.save(force_insert=True)
         except IntegrityError:
             raise field_error("conflict", "name", taken) from None
-        _record(actor, "deployment.create", deployment, after=_snapshot(deployment))
+        record_change(actor=actor, action="deployment.create", of=deployment, after=_snapshot(deployment))
     return deployment
 
 
@@ -67,7 +67,9 @@ def edit_deployment(*, actor: Actor, deployment: Deployment, **settings: Any) ->
         _assign(deployment, settings)
         if _snapshot(deployment) != before:
             deployment.save(update_fields=list(settings))
-            _record(actor, "deployment.edit", deployment, before=before, after=_snapshot(deployment))
+            record_change(
+                actor=actor, action="deployment.edit", of=deployment, before=before, after=_snapshot(deployment)
+            )
     return deployment
 
 
@@ -82,7 +84,7 @@ def retire_deployment(*, actor: Actor, deployment: Deployment, reason: str = "")
         ).update(state=RevisionState.SUPERSEDED, ended_at=now)
         deployment.retired_at = now
         deployment.save(update_fields=["retired_at"])
-        _record(actor, "deployment.retire", deployment, before=before, reason=reason)
+        record_change(actor=actor, action="deployment.retire", of=deployment, before=before, reason=reason)
     return deployment
 
 
@@ -162,25 +164,3 @@ CHECKS = {
 
 def _snapshot(deployment: Deployment) -> dict[str, Any]:
     return {"model": deployment.model.name, **deployment.settings_json()}
-
-
-def _record(
-    actor: Actor,
-    action: str,
-    deployment: Deployment,
-    *,
-    before: dict[str, Any] | None = None,
-    after: dict[str, Any] | None = None,
-    reason: str = "",
-) -> None:
-    record(
-        actor=actor,
-        action=action,
-        target_type="deployment",
-        target_id=deployment.pk,
-        target_label=deployment.name,
-        team_id=deployment.team_id,
-        before=before,
-        after=after,
-        reason=reason,
-    )

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from controlplane.audit.services import Actor, record
+from controlplane.audit.services import Actor, record_change
 from controlplane.catalog.models import ModelVersion, VersionState
 from controlplane.deployments.models import Deployment, VersionLabel
 from controlplane.deployments.publishing import active_routes
@@ -65,13 +65,10 @@ def _set(actor: Actor, deployment: Deployment, labels: Mapping[str, int]) -> dic
         VersionLabel.objects.filter(deployment=deployment, label__in=gone).delete()
     after = dict(sorted(labels.items()))
     if moved or gone:
-        record(
+        record_change(
             actor=actor,
             action="labels.set",
-            target_type="deployment",
-            target_id=deployment.pk,
-            target_label=deployment.name,
-            team_id=deployment.team_id,
+            of=deployment,
             before=before,
             after=after,
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.utils import timezone
 
-from controlplane.audit.services import Actor, record
+from controlplane.audit.services import Actor, record_change
 from controlplane.catalog.models import ModelVersion, RegisteredModel, VersionState
 from controlplane.deployments.models import Deployment, RevisionState, SplitRevision
 from controlplane.deployments.services.deployments import check_text, current
@@ -215,13 +215,10 @@ def _add(
     )
     deployment.next_revision += 1
     deployment.save(update_fields=["next_revision"])
-    record(
+    record_change(
         actor=actor,
         action=action,
-        target_type="deployment",
-        target_id=deployment.pk,
-        target_label=deployment.name,
-        team_id=deployment.team_id,
+        of=deployment,
         before=newest.as_json() if newest else None,
         after=revision.as_json(),
         reason=reason,

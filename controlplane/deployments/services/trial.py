@@ -10,7 +10,7 @@ from controlplane.accounts.models import ApiKey, Team
 from controlplane.accounts.queries import digest_of
 from controlplane.accounts.services import KEY_CHARACTERS
 from controlplane.accounts.signals import keys_changed
-from controlplane.audit.services import SYSTEM, record
+from controlplane.audit.services import SYSTEM, record_change
 from inference.contracts import Scope
 
 LABEL = "try it (Signalbox's own page)"
@@ -30,13 +30,10 @@ def trial_key(team: Team) -> str:
             defaults={"team": team, "label": LABEL, "prefix": token[:13], "scopes": SCOPES, "test": True},
         )
         if created:
-            record(
+            record_change(
                 actor=SYSTEM,
                 action="key.issue",
-                target_type="key",
-                target_id=key.pk,
-                target_label=key.label,
-                team_id=team.pk,
+                of=key,
                 after=key.as_json(),
             )
             transaction.on_commit(lambda: keys_changed.send(sender=ApiKey, team_id=team.pk))

@@ -109,6 +109,9 @@ class ModelVersion(models.Model):
     source_run_url = models.URLField(blank=True)
     source_data_sha256 = models.CharField(max_length=64, blank=True)
     intended_use = models.JSONField(default=dict, help_text="modality, body_part, view, age_range")
+    # {"source": where it was measured, "labels": {label: {"threshold", "sensitivity", "specificity", "positives",
+    # "negatives"}}}: what is on record about the version, never what was measured here.
+    performance = models.JSONField(default=dict, blank=True)
     notes = models.TextField(blank=True, max_length=4000)
     attempts = models.PositiveSmallIntegerField(default=0)
     leased_until = models.DateTimeField(null=True)

@@ -36,6 +36,11 @@ class DeploymentQuerySet(models.QuerySet["Deployment"]):
         return self.filter(retired_at=None)
 
 
+class Purpose(models.TextChoices):
+    RESEARCH = "research", "Research"
+    CLINICAL = "clinical", "Clinical"
+
+
 class Deployment(models.Model):
     """A stable name that clients call; answers with versions of one registered model by its active split revision."""
 
@@ -54,6 +59,11 @@ class Deployment(models.Model):
     max_rows = models.PositiveIntegerField(default=4096)
     max_body_bytes = models.PositiveIntegerField(default=64 * 1024 * 1024)
     demo = models.BooleanField(default=False)
+    # What doctors' studies of it are for. Clinical needs who approved it, and thresholds and an intended use of every
+    # version that answers; whatever explores (a bandit) must leave it alone.
+    purpose = models.CharField(max_length=8, choices=Purpose, default=Purpose.RESEARCH)
+    approver = models.CharField(max_length=200, blank=True, help_text="who approved clinical use, by name")
+    approved_at = models.DateTimeField(null=True, blank=True)
     next_revision = models.PositiveIntegerField(default=1)
     created_at = models.DateTimeField(auto_now_add=True)
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
@@ -69,6 +79,10 @@ class Deployment(models.Model):
                 condition=models.Q(payload_share__gte=0, payload_share__lte=1), name="deployment_payload_share"
             ),
             models.CheckConstraint(condition=models.Q(retention_days__gte=1), name="deployment_retention"),
+            models.CheckConstraint(
+                condition=models.Q(purpose="research") | models.Q(purpose="clinical", approved_at__isnull=False),
+                name="deployment_clinical_is_approved",
+            ),
             models.CheckConstraint(condition=models.Q(max_rows__gte=1), name="deployment_max_rows"),
             models.CheckConstraint(
                 condition=models.Q(lane__in=[lane.value for lane in Lane]), name="deployment_lane_known"

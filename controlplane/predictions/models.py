@@ -163,6 +163,8 @@ class Feedback(models.Model):
     truth = models.JSONField()
     certainty = models.FloatField(null=True)
     ungradable = models.BooleanField(default=False)
+    # Whether it was said before the model's answer was seen; None where nobody can tell.
+    blind = models.BooleanField(null=True)
     comment = models.TextField(blank=True, max_length=2000)
     observed_at = models.DateTimeField(null=True)
     given_at = models.DateTimeField()

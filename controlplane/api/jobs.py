@@ -262,7 +262,7 @@ def _pin(request: Request) -> int | None:
     if text is None:
         return None
     key = key_of(request)
-    if key is not None and not (key.has_scope(Scope.PIN) or key.has_scope(Scope.ADMIN)):
+    if key is not None and not key.has_scope(Scope.PIN):
         raise PermissionDenied("The key lacks the scope pin.")
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise DomainError("not_found", f"There is no version “{text[:20]}”.")

@@ -186,6 +186,10 @@ def key_rows() -> QuerySet[ApiKey]:
 def refuse_scopes_beyond(request: Request, team: Team, scopes: list[str]) -> None:
     """Raises PermissionDenied for a scope beyond the rights of whoever asks: no key outranks its issuer."""
     beyond = scopes_beyond(scopes, rights(request, team.pk))
+    issuer = key_of(request)
+    # People who may ask may pin; of keys it is a scope of its own, which no right stands for.
+    if issuer is not None and Scope.PIN in scopes and not issuer.has_scope(Scope.PIN):
+        beyond.append(Scope.PIN.value)
     if beyond:
         raise PermissionDenied(f"You cannot give a key rights that you do not hold: {', '.join(beyond)}.")
 

@@ -14,7 +14,7 @@ SCOPE_WORDS = {
     Scope.READ: "read figures",
     Scope.UPLOAD: "upload models",
     Scope.DEPLOY: "deploy and split",
-    Scope.ADMIN: "admin of the team",
+    Scope.ADMIN: "admin of the team (does not predict)",
 }
 
 

@@ -272,6 +272,14 @@ def test_pins_need_their_scope(as_key: Callable[..., Caller], app: Caller, pictu
 
 
 @pytest.mark.django_db
+def test_an_admin_key_may_neither_ask_nor_pin(as_key: Callable[..., Caller], pictures: Deployment) -> None:
+    assert code(post(as_key("admin"), grey())) == (403, "forbidden")
+    assert code(post(as_key("admin", "predict"), grey(), path=f"{POST}?version=1")) == (403, "forbidden")
+    assert not Job.objects.exists()
+    assert post(as_key("admin", "predict"), grey()).status_code == 202
+
+
+@pytest.mark.django_db
 def test_odd_headers_are_ignored_or_refused(app: Caller, pictures: Deployment) -> None:
     assert post(app, grey(), **{"X-Client-Id": "x" * 129}).json()["client_id"] == ""
     assert code(post(app, grey(), **{"Idempotency-Key": "x" * 256})) == (400, "bad_header")

@@ -132,8 +132,20 @@ def test_an_admin_key_issues_keys_of_its_team_alone(as_key: Callable[..., Caller
     assert caller.post(KEYS, {"label": "x", "team": "radiology"}).status_code == 404
 
 
+@pytest.mark.parametrize(("own", "given"), [(["admin"], "predict"), (["admin", "predict"], "pin")])
+def test_a_key_that_may_not_ask_or_pin_issues_none_that_may(
+    as_key: Callable[..., Caller], own: list[str], given: str
+) -> None:
+    answer = as_key(*own).post(KEYS, {"label": "x", "scopes": ["read", given]})
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    assert given in answer.json()["detail"]
+    assert as_key(*own, given).post(KEYS, {"label": "x", "scopes": ["read", given]}).status_code == 201
+
+
 def test_a_key_for_one_deployment_issues_no_key_for_others(deployment: Deployment, team: Team) -> None:
-    _, plain = issue_key_for(actor=ACTOR, team=team, label="narrow", scopes=["admin"], deployments=[deployment])
+    _, plain = issue_key_for(
+        actor=ACTOR, team=team, label="narrow", scopes=["admin", "predict", "pin"], deployments=[deployment]
+    )
     narrow = bearer(plain)
     Deployment.objects.create(team=team, name="wider", model=deployment.model)
     for names in (None, ["wider"], ["checkout", "wider"]):

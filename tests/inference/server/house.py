@@ -39,7 +39,7 @@ OWNER, OUTSIDER, GUEST, READER, CALLER, TESTER = (
     "sb_caller",
     "sb_test_t",
 )
-REVOKED, EXPIRED, LIMITED = "sb_revoked", "sb_expired", "sb_limited"
+REVOKED, EXPIRED, LIMITED, ADMIN = "sb_revoked", "sb_expired", "sb_limited", "sb_admin"
 ROW = [1.0, 2.0, 3.0]
 BODY = b'{"instances": [[1.0, 2.0, 3.0]]}'
 
@@ -56,6 +56,7 @@ KEYS = (
     key(READER, scopes=(Scope.READ,)),
     key(CALLER, scopes=(Scope.PREDICT,)),
     key(TESTER, test=True),
+    key(ADMIN, scopes=(Scope.READ, Scope.UPLOAD, Scope.DEPLOY, Scope.ADMIN)),
     key(REVOKED, revoked=True),
     key(EXPIRED, expires_at=1.0),
     key(LIMITED, rate_per_minute=3),

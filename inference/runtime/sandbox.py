@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal, Self
@@ -30,6 +31,9 @@ MESSAGE_BYTES = 4096
 _START_S = 60.0
 _GRACE_S = 5.0
 _LOG_BYTES = 4000
+# Lines of a child are handed on in groups, this long after the first of a group came: few writes for who keeps them.
+_LINES_EVERY_S = 0.2
+_LINES_BYTES = 64 * 1024
 _FUNCTION = re.compile(r"(?:[a-z_][a-z0-9_]*\.)+[a-z_][a-z0-9_]*:[a-z_][a-z0-9_]*")
 
 KillReason = Literal["memory", "timeout", "crash"]
@@ -61,7 +65,7 @@ class SandboxKilled(Exception):
 
 
 class Call(msgspec.Struct):
-    """What the warm parent is asked, beside four descriptors: argument, output, log, status."""
+    """What the warm parent is asked, beside descriptors: argument, output, log, lines, status, and a file if any."""
 
     function: str
     memory_bytes: int
@@ -118,18 +122,29 @@ class Sandbox:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def call(self, function: str, argument: bytes, limits: Limits) -> SandboxResult:
+    def call(
+        self,
+        function: str,
+        argument: bytes,
+        limits: Limits,
+        *,
+        file: Path | None = None,
+        on_lines: Callable[[list[bytes]], None] | None = None,
+    ) -> SandboxResult:
         """Run `function` on `argument` in a child of its own.
 
         `function` is "inference.runtime.module:name", takes bytes and returns bytes; no other package may be named.
-        Raises InferenceError as the function raised it, SandboxKilled where it was ended, RuntimeError where the
-        warm parent does not start.
+        `file` is opened here and read there (sandbox_child.given_file). `on_lines` is called, in this thread, with
+        what the child says meanwhile (sandbox_child.say): at most five times a second, and with the rest at its end,
+        also where it was killed; 64 kB in all. Where a lost parent is replaced the child starts over, and so do they.
+        Raises OSError where `file` cannot be opened, InferenceError as the function raised it, SandboxKilled
+        where it was ended, RuntimeError where the warm parent does not start.
         """
         if _FUNCTION.fullmatch(function) is None or not function.startswith(self._package + "."):
             raise ValueError(f"{function!r} is not a function of {self._package}.")
         for _attempt in range(2):
             try:
-                return self._call_once(function, argument, limits)
+                return self._call_once(function, argument, limits, file, on_lines)
             except _ParentLost:
                 logger.warning("sandbox parent lost, starting another")
         raise RuntimeError("The sandbox's parent process was lost twice.")
@@ -186,7 +201,14 @@ class Sandbox:
                 raise RuntimeError("The sandbox's parent process did not start; its log says why.")
             return ours
 
-    def _call_once(self, function: str, argument: bytes, limits: Limits) -> SandboxResult:
+    def _call_once(
+        self,
+        function: str,
+        argument: bytes,
+        limits: Limits,
+        file: Path | None,
+        on_lines: Callable[[list[bytes]], None] | None,
+    ) -> SandboxResult:
         control = self._connected()
         message = msgspec.json.encode(
             Call(function, limits.memory_bytes, limits.cpu_s, limits.wall_s, limits.file_bytes)
@@ -195,7 +217,11 @@ class Sandbox:
             given, log = _anonymous_file(stack, argument), _anonymous_file(stack, b"")
             output, output_end = _pipe(stack)
             status, status_end = _pipe(stack)
-            theirs = [file.fileno() for file in (given, output_end, log, status_end)]
+            lines, lines_end = _pipe(stack)
+            passed = [given, output_end, log, lines_end, status_end]
+            if file is not None:
+                passed.append(stack.enter_context(file.open("rb", buffering=0)))
+            theirs = [end.fileno() for end in passed]
             try:
                 socket.send_fds(control, [message], theirs)
             except OSError as error:
@@ -203,8 +229,13 @@ class Sandbox:
                 raise _ParentLost from error
             output_end.close()
             status_end.close()
+            lines_end.close()
             deadline = time.monotonic() + limits.wall_s + _GRACE_S
-            written, ending = _collect(output.fileno(), status.fileno(), deadline, limits.memory_bytes)
+            heard = _Lines(lines.fileno(), on_lines)
+            try:
+                written, ending = _collect(output.fileno(), status.fileno(), heard, deadline, limits.memory_bytes)
+            finally:
+                heard.hand_on()
             if ending is None:
                 self._forget(control)
                 raise _ParentLost
@@ -240,24 +271,51 @@ def _interpret(written: bytearray, ending: Ending, log: bytes) -> SandboxResult:
     raise SandboxKilled(reason)
 
 
-def _collect(output: int, status: int, deadline: float, most: int) -> tuple[bytearray, Ending | None]:
+class _Lines:
+    """What one child says while it works, gathered into groups; what is past the bound is read and dropped."""
+
+    def __init__(self, descriptor: int, on_lines: Callable[[list[bytes]], None] | None) -> None:
+        self.descriptor = descriptor
+        self._on_lines = on_lines
+        self._left = _LINES_BYTES
+        self._pending = b""
+        self.due = float("inf")
+
+    def add(self, chunk: bytes) -> None:
+        self._pending += chunk[: self._left]
+        self._left -= min(len(chunk), self._left)
+        if b"\n" in self._pending:
+            self.due = min(self.due, time.monotonic() + _LINES_EVERY_S)
+
+    def hand_on(self) -> None:
+        *whole, self._pending = self._pending.split(b"\n")
+        self.due = float("inf")
+        if whole and self._on_lines is not None:
+            self._on_lines(whole)
+
+
+def _collect(output: int, status: int, lines: _Lines, deadline: float, most: int) -> tuple[bytearray, Ending | None]:
     """Read the child's output and then its ending; None where the warm parent died. At most `most` bytes of output."""
     written, told = bytearray(), bytearray()
     poll = select.poll()
-    poll.register(output, select.POLLIN)
-    poll.register(status, select.POLLIN)
-    open_ends = {output, status}
+    open_ends = {output, status, lines.descriptor}
+    for descriptor in open_ends:
+        poll.register(descriptor, select.POLLIN)
     while open_ends:
-        left = deadline - time.monotonic()
-        if left <= 0:
+        now = time.monotonic()
+        if now >= deadline:
             raise SandboxKilled("timeout")
-        for descriptor, _event in poll.poll(left * 1000 + 1):
+        if now >= lines.due:
+            lines.hand_on()
+        for descriptor, _event in poll.poll((min(deadline, lines.due) - now) * 1000 + 1):
             chunk = os.read(descriptor, 1 << 20)
             if not chunk:
                 poll.unregister(descriptor)
                 open_ends.discard(descriptor)
             elif descriptor == status:
                 told += chunk
+            elif descriptor == lines.descriptor:
+                lines.add(chunk)
             else:
                 written += chunk
                 if len(written) > most:

@@ -3,6 +3,8 @@
 Run by `Sandbox` as `python -m inference.runtime.sandbox_parent SOCKET_FD MODULE...`; not meant for people.
 """
 
+import contextlib
+import fcntl
 import gc
 import importlib
 import mmap
@@ -21,10 +23,11 @@ import msgspec
 
 import inference
 from inference.errors import InferenceError
+from inference.runtime import sandbox_child
 from inference.runtime.isolation import confine
 from inference.runtime.sandbox import MESSAGE_BYTES, Answer, Call, Ending, ErrorAnswer
+from inference.runtime.sandbox_child import ARGUMENT, FILE, LINES, OUTPUT
 
-_ARGUMENT, _OUTPUT = 3, 4
 _POLL_MS = 1000
 
 
@@ -110,26 +113,30 @@ class Parent:
                 os.kill(pid, signal.SIGKILL)
 
     def _take_call(self) -> bool:
-        message, descriptors, _flags, _address = socket.recv_fds(self._control, MESSAGE_BYTES, 4)
+        message, descriptors, _flags, _address = socket.recv_fds(self._control, MESSAGE_BYTES, 6)
         if not message:
             return False
         call = msgspec.json.decode(message, type=Call)
-        argument, output, errors, status = descriptors
+        argument, output, errors, lines, status, *file = descriptors
+        theirs = {ARGUMENT: argument, OUTPUT: output, 1: errors, 2: errors, LINES: lines}
+        if file:
+            theirs[FILE] = file[0]
         pid = os.fork()
         if pid == 0:
-            self._run_child(call, argument, output, errors)
-        for descriptor in (argument, output, errors):
+            self._run_child(call, theirs)
+        for descriptor in {*theirs.values()}:
             os.close(descriptor)
         self._children[pid] = _Child(status, time.monotonic() + call.wall_s)
         return True
 
-    def _run_child(self, call: Call, argument: int, output: int, errors: int) -> None:
+    def _run_child(self, call: Call, descriptors: dict[int, int]) -> None:
         """The child's whole life; never returns."""
         code = 1
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _arrange_descriptors(argument, output, errors)
+            _arrange_descriptors(descriptors)
+            sandbox_child.enter()
             isolated = confine(
                 memory_bytes=call.memory_bytes,
                 cpu_s=call.cpu_s,
@@ -145,26 +152,29 @@ class Parent:
             os._exit(code)
 
 
-def _arrange_descriptors(argument: int, output: int, errors: int) -> None:
-    """Keep the argument at 3, the output at 4, the log at 1 and 2; close every other descriptor."""
-    # Moved above all others first, so that no target of dup2 is a source still needed.
-    high = [os.dup(descriptor) for descriptor in (argument, output, errors)]
-    null = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((null, 0), (high[2], 1), (high[2], 2), (high[0], _ARGUMENT), (high[1], _OUTPUT)):
+def _arrange_descriptors(wanted: dict[int, int]) -> None:
+    """Put each descriptor where it is wanted (target: source), nothing at 0, and close every other one."""
+    # Moved above all targets first, so that no target of dup2 is a source still needed.
+    high = {target: fcntl.fcntl(source, fcntl.F_DUPFD, FILE + 1) for target, source in wanted.items()}
+    high[0] = fcntl.fcntl(os.open(os.devnull, os.O_RDONLY), fcntl.F_DUPFD, FILE + 1)
+    for target, source in high.items():
         os.dup2(source, target, inheritable=False)
-    os.closerange(_OUTPUT + 1, 65536)
+    for descriptor in set(range(FILE + 1)) - set(high):
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    os.closerange(FILE + 1, 65536)
 
 
 def _answer(call: Call, isolated: bool) -> None:
     output = b""
     answer = Answer(isolated=isolated)
     try:
-        size = os.fstat(_ARGUMENT).st_size
+        size = os.fstat(ARGUMENT).st_size
         argument = b""
         if size:
-            with mmap.mmap(_ARGUMENT, size, access=mmap.ACCESS_READ) as mapped:
+            with mmap.mmap(ARGUMENT, size, access=mmap.ACCESS_READ) as mapped:
                 argument = bytes(mapped)
-        os.close(_ARGUMENT)
+        os.close(ARGUMENT)
         output = _resolve(call.function)(argument)
     except InferenceError as error:
         answer = Answer(isolated=isolated, error=ErrorAnswer(error.code, error.message, error.errors))
@@ -174,7 +184,7 @@ def _answer(call: Call, isolated: bool) -> None:
     for part in (len(head).to_bytes(4, "big") + head, output):
         view = memoryview(part)
         while view:
-            view = view[os.write(_OUTPUT, view) :]
+            view = view[os.write(OUTPUT, view) :]
 
 
 def _resolve(function: str) -> Callable[[bytes], bytes]:

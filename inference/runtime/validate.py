@@ -6,6 +6,7 @@
 import logging
 import resource
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import onnxruntime as ort
 
 from inference.contracts import Activation, ReportCheck, Signature, Task, ValidationReport, ValidationRequest
 from inference.errors import InferenceError
-from inference.runtime import golden, graph, meaning
+from inference.runtime import checks, golden, graph, meaning
+from inference.runtime.independence import rows_are_independent
 from inference.runtime.onnx import DATATYPES, OnnxModel, feed_error, load_model
 from inference.runtime.ort_errors import OutOfMemory
 from inference.runtime.sandbox import Limits, Sandbox, SandboxKilled
+from inference.runtime.sandbox_child import LINE_BYTES, say
 from inference.runtime.zipmap import ZipMapCut, cut_zipmap
 
 logger = logging.getLogger(__name__)
@@ -37,10 +40,11 @@ _LARGE_BYTES = 100 * 1024**2
 _LARGE_BYTES_PER_S = 20 * 1024**2
 _CHILD_FILE_BYTES = 1024**2
 _REASON_LENGTH = 1000
+# As told while validation runs: six bytes a letter at most in JSON, and room for the rest of the line.
+_TOLD_LENGTH = LINE_BYTES // 6 - 100
 # Made-up inputs are tried with these sizes of their free dimensions, then with these values in every cell.
 _SIZES = (1, 8, 64, 224)
 _VALUES = (None, 0.0)
-_ROWS = 3
 
 _ELEMENTS = frozenset(onnx.TensorProto.DataType.values())
 _CONTAINERS = {
@@ -75,24 +79,42 @@ def limits_for(model_bytes: int) -> Limits:
     )
 
 
-def validate_in_sandbox(sandbox: Sandbox, request: ValidationRequest, limits: Limits | None = None) -> ValidationReport:
+def validate_in_sandbox(
+    sandbox: Sandbox,
+    request: ValidationRequest,
+    limits: Limits | None = None,
+    *,
+    on_checks: Callable[[tuple[ReportCheck, ...]], None] | None = None,
+) -> ValidationReport:
     """Validate the files that `request` names in a child of `sandbox`; writes `rewritten_path` where a tail was cut.
 
-    Every fault of the model is a report with ok False; raises OSError for files that cannot be read here.
+    Every fault of the model is a report with ok False; where the child was killed it names the check that ran.
+    `on_checks` is called with all checks done so far, at most five times a second (Sandbox.call's `on_lines`).
+    Raises OSError for files that cannot be read here.
     """
     path = Path(request.model_path)
     size = path.stat().st_size
     if size > MAX_MODEL_BYTES:
         return _rejected(InferenceError("too_large", "An ONNX file can be 2 GB at most."), model_bytes=size)
     limits = limits or limits_for(size)
+    done: dict[str, ReportCheck] = {}  # by name, since a child whose parent was lost starts over
+
+    def heard(lines: list[bytes]) -> None:
+        done.update((check.name, check) for check in _read_checks(lines))
+        if on_checks is not None:
+            on_checks(tuple(done.values()))
+
     try:
         packed = golden.pack(Path(request.golden_path)) if request.golden_path else None
         order = _Order(request, memoryview(path.read_bytes()), memoryview(packed) if packed is not None else None)
-        result = sandbox.call(FUNCTION, msgspec.msgpack.encode(order), limits)
+        result = sandbox.call(FUNCTION, msgspec.msgpack.encode(order), limits, on_lines=heard)
     except InferenceError as error:
         return _rejected(error, model_bytes=size)
     except SandboxKilled as killed:
-        return msgspec.structs.replace(_killed(killed, limits), model_bytes=size)
+        report = _killed(killed, limits)
+        running = checks.unfinished(checks.plan(golden=request.golden_path is not None), done)[:1]
+        failed = tuple(ReportCheck(name=name, ok=False, detail=report.reason) for name in running)
+        return msgspec.structs.replace(report, model_bytes=size, checks=(*done.values(), *failed))
     finding = msgspec.msgpack.decode(result.output, type=_Finding)
     if finding.rewritten is not None and request.rewritten_path:
         Path(request.rewritten_path).write_bytes(finding.rewritten)
@@ -101,6 +123,20 @@ def validate_in_sandbox(sandbox: Sandbox, request: ValidationRequest, limits: Li
         warning = "This host allows no network isolation, so the model was checked in a child that is not isolated."
         report = msgspec.structs.replace(report, warnings=(*report.warnings, warning))
     return msgspec.structs.replace(report, isolated=result.isolated)
+
+
+def _read_checks(lines: Iterable[bytes]) -> list[ReportCheck]:
+    """The checks that a child told. One that the model took over may tell anything: what is no check is left out."""
+    found = []
+    for line in lines:
+        try:
+            check = msgspec.json.decode(line, type=ReportCheck)
+        except msgspec.MsgspecError:
+            logger.warning("a validation told what is no check: %r", line[:200])
+        else:
+            name = _printable(check.name)[:40]
+            found.append(ReportCheck(name=name, ok=check.ok, detail=_printable(check.detail)))
+    return found
 
 
 def _killed(killed: SandboxKilled, limits: Limits) -> ValidationReport:
@@ -114,8 +150,12 @@ def _killed(killed: SandboxKilled, limits: Limits) -> ValidationReport:
 
 def _rejected(error: InferenceError, **known: Any) -> ValidationReport:
     # Names of the file's own making may stand in it.
-    reason = "".join(letter if letter.isprintable() else " " for letter in error.message[:_REASON_LENGTH])
+    reason = _printable(error.message)[:_REASON_LENGTH]
     return ValidationReport(ok=False, code=error.code, reason=reason, runtime=f"onnxruntime {ort.__version__}", **known)
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def validate_bytes(argument: bytes) -> bytes:
@@ -156,8 +196,8 @@ class _Validation:
             raise MemoryError from error
         except InferenceError as error:
             report = _rejected(error, warnings=tuple(self._warnings), **self._known)
-            failed = ReportCheck(name=self._step, ok=False, detail=report.reason)
-            return _Finding(msgspec.structs.replace(report, checks=(*self._checks, failed)))
+            self._ended(ok=False, detail=report.reason)
+            return _Finding(msgspec.structs.replace(report, checks=tuple(self._checks)))
         report = ValidationReport(
             ok=True,
             checks=tuple(self._checks),
@@ -167,11 +207,17 @@ class _Validation:
         )
         return _Finding(report, self._rewritten)
 
+    def _ended(self, *, ok: bool | None, detail: str = "") -> None:
+        """Note how the step ended, and tell it to whoever waits."""
+        check = ReportCheck(name=self._step, ok=ok, detail=detail)
+        self._checks.append(check)
+        say(msgspec.json.encode(msgspec.structs.replace(check, detail=detail[:_TOLD_LENGTH])))
+
     def _passed(self, detail: str = "") -> None:
-        self._checks.append(ReportCheck(name=self._step, ok=True, detail=detail))
+        self._ended(ok=True, detail=detail)
 
     def _counted(self, number: int) -> None:
-        self._checks.append(ReportCheck(name=self._step, ok=True if number else None, detail=str(number or "")))
+        self._ended(ok=True if number else None, detail=str(number or ""))
 
     def _read_file(self) -> None:
         """The protobuf, before any of it reaches the runtime."""
@@ -195,7 +241,8 @@ class _Validation:
             self._known["zipmap_cut"] = True
             self._rewritten = self._model.SerializeToString()
             names = ", ".join(self._cut.outputs)
-            self._checks.append(ReportCheck(name="zipmap", ok=True, detail=f"{names} gives plain scores now"))
+            self._step = "zipmap"
+            self._passed(f"{names} gives plain scores now")
         self._step = "types"
         for value in (*self._model.graph.input, *self._model.graph.output):
             _refuse_type(value)
@@ -244,7 +291,7 @@ class _Validation:
         self._counted(len(request.columns))
         self._step = "preprocessor"
         detail = meaning.check_preprocessor(request.preprocessor, task, self._signature)
-        self._checks.append(ReportCheck(name="preprocessor", ok=True if detail else None, detail=detail))
+        self._ended(ok=True if detail else None, detail=detail)
         if task.takes_pictures and request.preprocessor is None:
             self._warnings.append("Without a preprocessor only tensors can be sent, no pictures.")
         if not labels and task in (Task.IMAGE_CLASSIFICATION, Task.IMAGE_MULTILABEL, Task.TABULAR_CLASSIFICATION):
@@ -261,11 +308,11 @@ class _Validation:
         self._known["memory_bytes"] = max(0, _resident_bytes() - self._memory_before)
         self._check_outputs(outputs)
         self._step = "batching"
-        if self._signature.batched and not self._rows_are_independent(feed):
+        if self._signature.batched and not rows_are_independent(self._loaded, feed):
             self._signature = msgspec.structs.replace(self._signature, batched=False)
             self._known["signature"] = self._signature
             self._warnings.append("Rows of one run influence each other, so calls are not batched together.")
-        self._checks.append(ReportCheck(name="batching", ok=self._signature.batched or None))
+        self._ended(ok=self._signature.batched or None)
         self._step = "latency"
         one = {name: array[:1] for name, array in feed.items()} if self._signature.batched else feed
         self._known["latency_ms"] = self._loaded.measure(inputs=one) * 1000
@@ -323,44 +370,6 @@ class _Validation:
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 self._warnings.append(f"Output {name} had NaN or an infinity on the sample input.")
         self._passed()
-
-    def _rows_are_independent(self, feed: dict[str, Array]) -> bool:
-        """Run some rows together and alone: a batch of several callers is safe only where both agree."""
-        sizes = {array.shape[0] for array in feed.values()}
-        if len(sizes) != 1:
-            return False
-        rows = {name: np.concatenate([array] * _ROWS)[:_ROWS] for name, array in feed.items()}
-        random = np.random.default_rng(1)
-        for name, array in rows.items():
-            if array.dtype.kind == "f":
-                # Downwards, so that no number outgrows its datatype.
-                rows[name] = (array * random.uniform(0.7, 1.0, array.shape)).astype(array.dtype)
-        try:
-            together = self._loaded.run(rows)
-            alone = [
-                self._loaded.run({name: array[row : row + 1] for name, array in rows.items()}) for row in range(_ROWS)
-            ]
-        except OutOfMemory:
-            raise
-        except InferenceError:
-            return False
-        for name, array in together.items():
-            parts = [run[name] for run in alone]
-            if array.shape[:1] != (_ROWS,) or any(part.shape[:1] != (1,) for part in parts):
-                return False
-            if not _agree(array, np.concatenate(parts)):
-                return False
-        return True
-
-
-def _agree(left: Array, right: Array) -> bool:
-    if left.shape != right.shape:
-        return False
-    if left.dtype.kind != "f":
-        return bool((left == right).all())
-    finite = right[np.isfinite(right)].astype(np.float64)
-    scale = float(np.abs(finite).max(initial=1e-6))
-    return bool(np.allclose(left, right, rtol=1e-2, atol=1e-3 * scale, equal_nan=True))
 
 
 def _refuse_type(value: Any) -> None:

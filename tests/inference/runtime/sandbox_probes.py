@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from inference.errors import InferenceError
+from inference.runtime.sandbox_child import given_file, say
 
 CHUNK = 16 * 1024 * 1024
 
@@ -99,3 +100,37 @@ def readable(argument: bytes) -> bytes:
         except OSError:
             continue
     return json.dumps(opened).encode()
+
+
+def tell_and_wait(argument: bytes) -> bytes:
+    """Says two lines, and goes on when the file that it was given grows."""
+    say(b"one")
+    say(b"two")
+    with given_file() as file:
+        while not file.read(1):
+            time.sleep(0.01)
+    say(b"three")
+    return b"told"
+
+
+def tell_and_die(argument: bytes) -> bytes:
+    say(b"one")
+    os.write(5, b"half a line")
+    os.abort()
+
+
+def tell_without_end(argument: bytes) -> bytes:
+    for number in range(10_000):
+        say(b"%4000d" % number)
+    return b"told"
+
+
+def read_file(argument: bytes) -> bytes:
+    """The file handed in, and whether it can be written to."""
+    with given_file() as file:
+        content = file.read()
+        try:
+            os.write(file.fileno(), b"x")
+        except OSError:
+            return content
+    return b"written"

@@ -20,6 +20,7 @@ import inference
 from inference.errors import InferenceError
 from inference.runtime import isolation
 from inference.runtime.sandbox import Limits, Sandbox, SandboxKilled
+from inference.runtime.sandbox_child import given_file, say
 
 pytestmark = pytest.mark.unit
 
@@ -82,6 +83,52 @@ def test_an_inference_error_arrives_whole(sandbox: Sandbox) -> None:
     assert caught.value.errors == [{"loc": ["amount", 3], "msg": "is missing"}]
 
 
+def test_lines_arrive_while_the_child_still_works(sandbox: Sandbox, tmp_path: Path) -> None:
+    signal_file = tmp_path / "file"
+    signal_file.touch()
+    heard: list[list[bytes]] = []
+
+    def hear(lines: list[bytes]) -> None:
+        heard.append(lines)
+        signal_file.write_bytes(b"go on")
+
+    result = sandbox.call(f"{PROBES}:tell_and_wait", b"", LIMITS, file=signal_file, on_lines=hear)
+    assert result.output == b"told"
+    assert [line for lines in heard for line in lines] == [b"one", b"two", b"three"]
+    assert heard[-1] == [b"three"]
+
+
+def test_the_lines_of_a_child_that_died_are_heard(sandbox: Sandbox) -> None:
+    heard: list[bytes] = []
+    with pytest.raises(SandboxKilled):
+        sandbox.call(f"{PROBES}:tell_and_die", b"", LIMITS, on_lines=heard.extend)
+    assert heard == [b"one"]
+
+
+def test_a_child_is_heard_to_a_bound_only(sandbox: Sandbox) -> None:
+    heard: list[bytes] = []
+    assert sandbox.call(f"{PROBES}:tell_without_end", b"", LIMITS, on_lines=heard.extend).output == b"told"
+    assert 0 < len(heard) < 20
+    assert sandbox.call(f"{PROBES}:tell_without_end", b"", LIMITS).output == b"told"
+
+
+def test_a_file_is_handed_in_for_reading(sandbox: Sandbox, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    assert sandbox.call(f"{PROBES}:read_file", b"", LIMITS, file=path).output == b"content"
+    assert path.read_bytes() == b"content"
+    with pytest.raises(FileNotFoundError):
+        sandbox.call(f"{PROBES}:read_file", b"", LIMITS, file=tmp_path / "none")
+
+
+def test_outside_a_child_a_line_goes_nowhere_and_there_is_no_file() -> None:
+    say(b"hello")
+    with pytest.raises(ValueError, match="newline"):
+        say(b"two\nlines")
+    with pytest.raises(RuntimeError, match="child only"):
+        given_file()
+
+
 @pytest.mark.parametrize(
     ("function", "limits", "reason"),
     [
@@ -140,8 +187,8 @@ def test_a_child_sees_no_secret_of_the_environment_and_no_descriptor_of_others(
     with Sandbox(preload=(PROBES,), package="tests.inference.runtime") as other:
         seen = json.loads(other.call(f"{PROBES}:environment", b"", LIMITS).output)
     assert not [name for name in seen["environ"] if name.startswith("SIGNALBOX")]
-    # Standard streams, the output, and the descriptor that lists the folder.
-    assert len(seen["descriptors"]) <= 5
+    # Standard streams, the output, the lines, and the descriptor that lists the folder.
+    assert len(seen["descriptors"]) <= 6
 
 
 def test_only_functions_of_the_package_may_be_named() -> None:

@@ -1,4 +1,4 @@
-"""How allauth treats people here: nobody signs up by themselves, an admin invites."""
+"""How allauth treats people here: nobody signs up by themselves."""
 
 import logging
 from typing import Any
@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth carries no types
-    """Closes the sign-up form; an admin makes people in /admin/, or an OpenID provider brings them."""
+    """Closes sign-up, by the form as by an identity provider (allauth asks for both): a site admin makes people."""
 
     def is_open_for_signup(self, request: HttpRequest) -> bool:
         return False

@@ -11,7 +11,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from controlplane.accounts.models import Right
 from controlplane.audit.requests import person_actor
-from controlplane.dashboard.access import require, teams_with, user_of
+from controlplane.dashboard.access import require, require_anywhere, teams_with, user_of
 from controlplane.dashboard.forms.deployments import DeploymentForm, SettingsForm
 from controlplane.dashboard.forms.errors import show
 from controlplane.dashboard.pages.figures import latency_figures, read_window, traffic_figures
@@ -47,12 +47,14 @@ def deployments(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 def new(request: HttpRequest) -> HttpResponse:
+    require_anywhere(request, Right.DEPLOY)
     form = DeploymentForm(initial=request.GET.dict(), teams=teams_with(request, Right.DEPLOY), user=user_of(request))
     return render(request, "deployments/new.html", {"form": form})
 
 
 @require_POST
 def create(request: HttpRequest) -> HttpResponse:
+    require_anywhere(request, Right.DEPLOY)
     form = DeploymentForm(request.POST, teams=teams_with(request, Right.DEPLOY), user=user_of(request))
     if form.is_valid():
         model = form.cleaned_data["model"]

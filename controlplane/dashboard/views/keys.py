@@ -14,7 +14,7 @@ from controlplane.accounts.models import ApiKey, Right, Team
 from controlplane.accounts.queries import scopes_beyond
 from controlplane.accounts.services import revoke_key
 from controlplane.audit.requests import person_actor
-from controlplane.dashboard.access import require_anywhere, teams_with, user_of
+from controlplane.dashboard.access import require, require_anywhere, teams_with, user_of
 from controlplane.dashboard.forms.errors import show
 from controlplane.dashboard.forms.keys import KeyForm
 from controlplane.dashboard.pages.keys import key_page, keys_page
@@ -60,17 +60,25 @@ def issue(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 def key(request: HttpRequest, key_id: uuid.UUID) -> HttpResponse:
-    found = get_object_or_404(ApiKey.objects.for_user(user_of(request)).select_related("team", "created_by"), pk=key_id)
+    found = _find_key(request, key_id)
     now = timezone.now()
     return render(request, "keys/detail.html", {"page": key_page(found, now - timedelta(days=1), now)})
 
 
 @require_POST
 def revoke(request: HttpRequest, key_id: uuid.UUID) -> HttpResponse:
-    found = get_object_or_404(ApiKey.objects.for_user(user_of(request)).select_related("team"), pk=key_id)
+    found = _find_key(request, key_id)
     revoke_key(actor=person_actor(request), key=found)
     messages.success(request, f"“{found.label}” is revoked: within five seconds no call with it is answered.")
     return redirect("pages:key", key_id=key_id)
+
+
+def _find_key(request: HttpRequest, key_id: uuid.UUID) -> ApiKey:
+    """Raises Http404 for another team's key, PermissionDenied without the right to manage keys."""
+    teams = Team.objects.for_user(user_of(request))
+    found = get_object_or_404(ApiKey.objects.select_related("team", "created_by").filter(team__in=teams), pk=key_id)
+    require(request, Right.MANAGE_KEYS, found.team_id)
+    return found
 
 
 def _refuse_scopes_beyond(request: HttpRequest, team: Team, scopes: list[str]) -> None:

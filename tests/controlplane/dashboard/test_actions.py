@@ -148,6 +148,23 @@ def test_another_teams_key_cannot_be_seen_or_revoked(owners: Client, outsiders: 
     assert made.revoked_at is None
 
 
+def test_an_insider_who_manages_no_keys_is_refused_the_key(owners: Client, colleagues: Client, team: Team) -> None:
+    owners.post("/keys/issue/", {"label": "ours", "team": str(team.pk), "scopes": ["predict"]})
+    made = ApiKey.objects.get(label="ours")
+    assert colleagues.get(f"/keys/{made.pk}/").status_code == 403
+    assert colleagues.post(f"/keys/{made.pk}/revoke/").status_code == 403
+    made.refresh_from_db()
+    assert made.revoked_at is None
+
+
+def test_who_may_not_deploy_is_offered_no_new_deployment(owners: Client, colleagues: Client, team: Team) -> None:
+    assert b"/deployments/new/" in owners.get("/deployments/").content
+    assert b"/deployments/new/" not in colleagues.get("/deployments/").content
+    assert owners.get("/deployments/new/").status_code == 200
+    assert colleagues.get("/deployments/new/").status_code == 403
+    assert colleagues.post("/deployments/create/", {"name": "x"}).status_code == 403
+
+
 def test_a_form_without_its_token_is_refused(owner: User, deployment: Deployment) -> None:
     strict = Client(enforce_csrf_checks=True)
     strict.force_login(owner)

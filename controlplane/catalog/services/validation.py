@@ -25,12 +25,13 @@ from kombu.exceptions import OperationalError
 
 from controlplane.audit.services import SYSTEM, record_change
 from controlplane.catalog.models import Artifact, ModelVersion, VersionState
-from controlplane.catalog.reference import ReferenceSummary, summarise
+from controlplane.catalog.reference import summarise
 from controlplane.catalog.services.sweeping import hold_store
 from controlplane.catalog.storage import StoredFile, draft_of, drafts_folder, path_of
 from controlplane.celery import app
 from controlplane.errors import DomainError
 from inference.contracts import Activation, Datatype, Signature, Task, ValidationReport, ValidationRequest
+from inference.runtime.reference import ReferenceSummary
 
 if TYPE_CHECKING:
     from inference.runtime.sandbox import Sandbox

@@ -12,13 +12,14 @@ from controlplane.audit.services import Actor, record_change
 from controlplane.catalog.descriptions import Description, describe, read_text
 from controlplane.catalog.models import Artifact, ModelVersion, RegisteredModel, VersionState
 from controlplane.catalog.packages import check_golden, is_zip, open_mlflow_zip, refuse_what_is_no_model
-from controlplane.catalog.reference import ReferenceSummary, summarise
+from controlplane.catalog.reference import summarise
 from controlplane.catalog.services.registration import refuse_where_archived
 from controlplane.catalog.services.sweeping import hold_store
 from controlplane.catalog.services.usage import refuse_where_used
 from controlplane.catalog.services.validation import check_reference, dispatch, try_golden
 from controlplane.catalog.storage import Draft, StoredFile, path_of
 from controlplane.errors import DomainError, field_error
+from inference.runtime.reference import ReferenceSummary
 
 # Part of the identity: frozen when the version is ready.
 MEANING = ("task", "activation", "labels", "thresholds", "columns", "preprocessor", "accepts_non_finite")

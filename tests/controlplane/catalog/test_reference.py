@@ -10,8 +10,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from controlplane.catalog.reference import ReferenceSummary, summarise
+from controlplane.catalog.reference import summarise
 from controlplane.errors import DomainError
+from inference.errors import InferenceError
+from inference.runtime import reference
+from inference.runtime.reference import ReferenceRequest, ReferenceSummary, summarise_in_sandbox
+from inference.runtime.sandbox import Limits, Sandbox
 
 pytestmark = pytest.mark.unit
 
@@ -125,10 +129,43 @@ def test_an_archive_that_does_not_fit_is_refused(read: Any, content: bytes, sent
     assert caught.value.code == "bad_reference"
 
 
-def test_a_zip_bomb_is_refused_by_its_index(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controlplane.catalog.reference.MOST_UNPACKED_BYTES", 1000)
-    with pytest.raises(DomainError, match="too many bytes"):
-        read(zipped(**{"x.npy": b"\x00" * 2000}))
+def test_a_zip_bomb_is_refused_by_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "MOST_UNPACKED_BYTES", 1000)
+    with pytest.raises(InferenceError, match="too many bytes"):
+        reference.summarise(io.BytesIO(zipped(**{"x.npy": b"\x00" * 2000})), ReferenceRequest())
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        ("hoard", "needs more than 256 MB of memory"),
+        ("sleep", "could not be read within 1 seconds"),
+        ("segfault", "made its reader crash"),
+    ],
+)
+def test_a_file_that_its_reader_does_not_survive_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, sentence: str
+) -> None:
+    probes = "tests.inference.runtime.sandbox_probes"
+    monkeypatch.setattr(reference, "FUNCTION", f"{probes}:{function}")
+    path = tmp_path / "reference"
+    path.write_bytes(b"PAR1")
+    limits = Limits(memory_bytes=256 * 1024**2, cpu_s=20, wall_s=1 if function == "sleep" else 20)
+    with (
+        Sandbox(preload=(probes,), package="tests.inference.runtime") as sandbox,
+        pytest.raises(InferenceError, match=sentence) as caught,
+    ):
+        summarise_in_sandbox(sandbox, path, ReferenceRequest(), limits)
+    assert caught.value.code == "bad_reference"
+
+
+def test_a_file_is_never_read_in_this_process(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_here(*_: object) -> None:
+        raise AssertionError("read in the process that asked")
+
+    for name in ("summarise", "_csv", "_parquet", "_zip"):
+        monkeypatch.setattr(reference, name, read_here)
+    assert read(b"a\n1\n").rows == 1
 
 
 def test_a_parquet_file_is_summed_up_and_its_types_checked(read: Any) -> None:

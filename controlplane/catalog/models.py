@@ -101,6 +101,8 @@ class ModelVersion(models.Model):
     accepts_non_finite = models.BooleanField(default=False)
     signature = models.JSONField(null=True)
     report = models.JSONField(null=True)
+    # Of the validation that runs, or of one that was lost; a report holds its own.
+    progress = models.JSONField(default=list, help_text="contracts.ReportCheck as JSON: the checks done so far")
     latency_ms = models.FloatField(null=True)
     memory_bytes = models.BigIntegerField(null=True)
     code = models.CharField(max_length=40, blank=True, help_text="why it was rejected: a code of the error table")

@@ -7,30 +7,39 @@ by its lease, and after three attempts a version is rejected in sight of its own
 import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import msgspec
 from django.conf import settings
-from django.db import transaction
+from django.db import DatabaseError, transaction
 from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from controlplane.audit.services import SYSTEM, record_change
+from controlplane.catalog.checks import REFERENCE, THRESHOLDS, interrupted
 from controlplane.catalog.models import Artifact, ModelVersion, VersionState
 from controlplane.catalog.reference import summarise
 from controlplane.catalog.services.sweeping import hold_store
 from controlplane.catalog.storage import StoredFile, draft_of, drafts_folder, path_of
 from controlplane.celery import app
 from controlplane.errors import DomainError
-from inference.contracts import Activation, Datatype, Signature, Task, ValidationReport, ValidationRequest
+from inference.contracts import (
+    Activation,
+    Datatype,
+    ReportCheck,
+    Signature,
+    Task,
+    ValidationReport,
+    ValidationRequest,
+)
 from inference.runtime.reference import ReferenceSummary
 
 if TYPE_CHECKING:
@@ -66,7 +75,7 @@ def validate_one(version_id: uuid.UUID) -> bool:
         return False
     with _rewritten_file() as rewritten:
         try:
-            report = _run(claimed, rewritten_path=rewritten)
+            report = _also_checked(claimed, _run(claimed, rewritten_path=rewritten, on_checks=partial(_tell, claimed)))
         except (RuntimeError, OSError):
             # The sandbox itself failed, which says nothing of the model: the sweep tries again.
             logger.exception("validation could not run: version %s", version_id)
@@ -114,10 +123,11 @@ def reject_exhausted() -> int:
         state__in=[VersionState.UPLOADED, VersionState.VALIDATING],
         attempts__gte=MOST_ATTEMPTS,
     ).select_related("model")
-    report = ValidationReport(
-        ok=False, code="validation_failed", reason="Validation was started three times and never ended."
-    )
+    reason = "Validation was started three times and never ended."
     for version in exhausted:
+        report = ValidationReport(
+            ok=False, code="validation_failed", reason=reason, checks=interrupted(version, reason)
+        )
         _settle(_Claim(version, version.attempts), report, None)
     return len(exhausted)
 
@@ -162,7 +172,10 @@ def _claim(version_id: uuid.UUID) -> _Claim | None:
         attempts__lt=MOST_ATTEMPTS,
     )
     leased_until = now + timedelta(seconds=LEASE_S)
-    if claimable.update(state=VersionState.VALIDATING, attempts=F("attempts") + 1, leased_until=leased_until) != 1:
+    claimed = claimable.update(
+        state=VersionState.VALIDATING, attempts=F("attempts") + 1, leased_until=leased_until, progress=[]
+    )
+    if claimed != 1:
         return None
     version = ModelVersion.objects.select_related("model").get(pk=version_id)
     return _Claim(version, version.attempts)
@@ -170,6 +183,14 @@ def _claim(version_id: uuid.UUID) -> _Claim | None:
 
 def _release(claim: _Claim) -> None:
     _held(claim).update(state=VersionState.UPLOADED, leased_until=None)
+
+
+def _tell(claim: _Claim, done: tuple[ReportCheck, ...]) -> None:
+    """Writes down how far validation is. One that cannot be written is no reason to stop: the next has it all."""
+    try:
+        _held(claim).update(progress=msgspec.to_builtins(done))
+    except DatabaseError:
+        logger.warning("progress of a validation not written: version %s", claim.version.pk, exc_info=True)
 
 
 def _held(claim: _Claim) -> QuerySet[ModelVersion]:
@@ -189,7 +210,13 @@ def _sandbox() -> "Sandbox":
     return Sandbox(preload=PRELOAD)
 
 
-def _run(claim: _Claim, *, golden: Path | None = None, rewritten_path: Path | None = None) -> ValidationReport:
+def _run(
+    claim: _Claim,
+    *,
+    golden: Path | None = None,
+    rewritten_path: Path | None = None,
+    on_checks: Callable[[tuple[ReportCheck, ...]], None] | None = None,
+) -> ValidationReport:
     from inference.runtime.validate import validate_in_sandbox
 
     version = claim.version
@@ -205,7 +232,7 @@ def _run(claim: _Claim, *, golden: Path | None = None, rewritten_path: Path | No
         golden_path=str(golden) if golden is not None else None,
         rewritten_path=str(rewritten_path) if rewritten_path is not None else None,
     )
-    return validate_in_sandbox(_sandbox(), request)
+    return validate_in_sandbox(_sandbox(), request, on_checks=on_checks)
 
 
 @contextmanager
@@ -221,8 +248,6 @@ def _rewritten_file() -> Iterator[Path]:
 def _settle(claim: _Claim, report: ValidationReport, rewritten: Path | None) -> None:
     """Writes what validation found, unless the version went on without it (archived, or claimed by another)."""
     served: StoredFile | None = None
-    if report.ok:
-        report = _also_checked(claim.version, report)
     if report.ok and rewritten is not None and rewritten.exists():
         served = draft_of(rewritten, most=settings.SIGNALBOX_MAX_MODEL_BYTES).keep()
     with transaction.atomic():
@@ -232,9 +257,10 @@ def _settle(claim: _Claim, report: ValidationReport, rewritten: Path | None) -> 
             return
         fields = _ready(version, report, served) if report.ok else _rejected(version, report)
         version.report = msgspec.to_builtins(report)
+        version.progress = []
         version.leased_until = None
         version.validated_at = timezone.now()
-        version.save(update_fields=[*fields, "report", "leased_until", "validated_at"])
+        version.save(update_fields=[*fields, "report", "progress", "leased_until", "validated_at"])
         record_change(
             actor=SYSTEM,
             action="version.validate",
@@ -244,12 +270,16 @@ def _settle(claim: _Claim, report: ValidationReport, rewritten: Path | None) -> 
     logger.info("validation ended: version %s is %s %s", version.pk, version.state, version.code)
 
 
-def _also_checked(version: ModelVersion, report: ValidationReport) -> ValidationReport:
+def _also_checked(claim: _Claim, report: ValidationReport) -> ValidationReport:
     """The report, rejected where what was uploaded beside the model does not fit the signature that was found."""
+    if not report.ok:
+        return report
+    version = claim.version
     labels = version.labels or report.labels
     for label in version.thresholds:
         if label not in labels:
-            return _refused(report, "bad_labels", f"The threshold's label “{label}” is not one of the model's labels.")
+            reason = f"The threshold's label “{label}” is not one of the model's labels."
+            return _refused(report, THRESHOLDS, "bad_labels", reason)
     if version.reference_artifact_id:
         known = ModelVersion(
             task=report.task or version.task,
@@ -257,14 +287,17 @@ def _also_checked(version: ModelVersion, report: ValidationReport) -> Validation
             signature=msgspec.to_builtins(report.signature) if report.signature else None,
         )
         try:
-            check_reference(known, path_of(version.reference_artifact_id))
+            summary = check_reference(known, path_of(version.reference_artifact_id))
         except DomainError as error:
-            return _refused(report, error.code, error.message)
+            return _refused(report, REFERENCE, error.code, error.message)
+        passed = ReportCheck(name=REFERENCE, ok=True, detail=f"{summary.kind}, {summary.rows:,} rows")
+        return msgspec.structs.replace(report, checks=(*report.checks, passed))
     return report
 
 
-def _refused(report: ValidationReport, code: str, reason: str) -> ValidationReport:
-    return msgspec.structs.replace(report, ok=False, code=code, reason=reason)
+def _refused(report: ValidationReport, check: str, code: str, reason: str) -> ValidationReport:
+    failed = ReportCheck(name=check, ok=False, detail=reason)
+    return msgspec.structs.replace(report, ok=False, code=code, reason=reason, checks=(*report.checks, failed))
 
 
 def _ready(version: ModelVersion, report: ValidationReport, served: StoredFile | None) -> list[str]:

@@ -221,6 +221,15 @@ class Outcome(StrEnum):
     SHED = "shed"
     TIMEOUT = "timeout"
 
+    @classmethod
+    def of_refusal(cls, status: int) -> "Outcome":
+        """What a call was that an error of this status refused before anything was computed."""
+        if status in (429, 503):
+            return cls.SHED
+        if status == 504:
+            return cls.TIMEOUT
+        return cls.SERVER_ERROR if status >= 500 else cls.CLIENT_ERROR
+
 
 class SpoolRecord(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"schema": "v"}):
     """One line of the spool: a prediction, or a call that was refused (then `id` is its request id and `code` is set).

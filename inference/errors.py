@@ -50,6 +50,7 @@ TABLE: dict[str, ErrorKind] = {
     "csrf_failed": ErrorKind(403, "The form's token is missing or has expired."),
     "not_found": ErrorKind(404, "There is no such thing, or it belongs to another team."),
     "method_not_allowed": ErrorKind(405, "The address exists, the method is not allowed on it."),
+    "body_too_slow": ErrorKind(408, "The body arrived too slowly, or stopped arriving.", retryable=True),
     "gone": ErrorKind(410, "It was archived or retired."),
     "length_required": ErrorKind(411, "The body's length must be declared."),
     "too_large": ErrorKind(413, "The body is larger than the cap."),

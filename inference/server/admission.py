@@ -6,11 +6,10 @@ import os
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 
 from inference.errors import InferenceError
+from inference.limits import SLACK_S, WINDOW_S, Allowance, over_limit, spend
 from inference.server.auth import Caller
 
 MAX_CALLS = 512
@@ -47,34 +46,15 @@ class Admission:
         self.bytes -= held_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Allowance:
-    """What a key has left: calls now, and seconds until the whole limit is free again (or until the next call is)."""
-
-    limit: int
-    remaining: int
-    reset_s: int
-
-    @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        return [
-            (b"ratelimit-limit", b"%d" % self.limit),
-            (b"ratelimit-remaining", b"%d" % self.remaining),
-            (b"ratelimit-reset", b"%d" % self.reset_s),
-        ]
-
-
 class RateLimits:
     """Limits per key, shared by the processes of a host through one mapped file.
 
-    The generic cell rate algorithm: per key one number, the time at which its used-up calls are all paid back. A key
-    with N calls a minute may make N at once, then one each 60/N seconds. Only limited keys pay for the file's lock.
+    The arithmetic is that of `inference.limits`. Only limited keys pay for the file's lock.
     """
 
     _SLOT = struct.Struct("=8sd")
     _SLOTS = 4096
     _PROBES = 16
-    _WINDOW_S = 60.0
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock`: seconds, the same for all processes of the host, as the kernel's monotonic clock is."""
@@ -91,7 +71,7 @@ class RateLimits:
         if limit is None:
             return None
         if limit <= 0:
-            raise InferenceError("rate_limited", headers={"Retry-After": str(int(self._WINDOW_S))})
+            raise over_limit(0, WINDOW_S)
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         try:
             return self._take(caller.digest[:8], limit, self._clock())
@@ -106,22 +86,12 @@ class RateLimits:
 
     def _take(self, tag: bytes, limit: int, now: float) -> Allowance:
         at, paid_back_at = self._find(tag, now)
-        interval = self._WINDOW_S / limit
-        if paid_back_at > now + self._WINDOW_S + 1e-6:
+        if paid_back_at > now + WINDOW_S + SLACK_S:
             # Written before the machine's last boot, when the clock began again.
             paid_back_at = now
-        busy_until = max(paid_back_at, now) + interval
-        if busy_until - now > self._WINDOW_S + 1e-6:
-            wait = ceil(busy_until - now - self._WINDOW_S)
-            headers = {"Retry-After": str(wait), "RateLimit-Limit": str(limit), "RateLimit-Remaining": "0"}
-            raise InferenceError(
-                "rate_limited",
-                f"The key's limit of {limit} calls a minute is reached.",
-                headers={**headers, "RateLimit-Reset": str(wait)},
-            )
-        self._SLOT.pack_into(self._map, at, tag, busy_until)
-        remaining = int((self._WINDOW_S - (busy_until - now)) / interval + 1e-6)
-        return Allowance(limit, remaining, ceil(busy_until - now))
+        busy_s = spend(limit, paid_back_at - now)
+        self._SLOT.pack_into(self._map, at, tag, now + busy_s)
+        return Allowance.after(limit, busy_s)
 
     def _find(self, tag: bytes, now: float) -> tuple[int, float]:
         """(offset of the key's slot, its time); a new key takes the slot of its probe run that is free the longest."""

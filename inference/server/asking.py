@@ -7,6 +7,7 @@ from typing import Any
 
 from inference.contracts import Outcome, Role, Source, SpoolRecord
 from inference.errors import InferenceError
+from inference.limits import Allowance
 from inference.routing import uuid7
 from inference.server.addresses import Address
 from inference.server.auth import Caller
@@ -21,8 +22,6 @@ _MAX_CONTEXT_PAIRS = 8
 _MAX_CONTEXT_KEY = 64
 _MAX_CONTEXT_VALUE = 256
 
-_OUTCOMES = {429: Outcome.SHED, 503: Outcome.SHED, 504: Outcome.TIMEOUT}
-
 
 class Ask:
     """One call. Made before anything can be refused, so that every answer has a request id.
@@ -32,6 +31,7 @@ class Ask:
 
     __slots__ = (
         "address",
+        "allowance",
         "at",
         "caller",
         "client_id",
@@ -47,6 +47,7 @@ class Ask:
         "request_id",
         "started",
         "sticky_key",
+        "taken_on",
         "unread",
         "version",
     )
@@ -69,6 +70,9 @@ class Ask:
         self.pinned = address.pinned
         self.unread = True
         self.held_bytes = 0
+        self.allowance: Allowance | None = None
+        # Whether it is a job by now: how that ends is counted where the job ends.
+        self.taken_on = False
         self.deadline = self.started + DEFAULT_DEADLINE_MS / 1000
         self.request_id = self.id
         self.client_id = ""
@@ -133,9 +137,7 @@ class Ask:
         record.status = error.status
         record.code = error.code
         record.loc = _place(error)
-        record.outcome = _OUTCOMES.get(error.status) or (
-            Outcome.SERVER_ERROR if error.status >= 500 else Outcome.CLIENT_ERROR
-        )
+        record.outcome = Outcome.of_refusal(error.status)
         record.total_ms = (monotonic() - self.started) * 1000
         record.context = {"request_id": self.request_id} if self.request_id != self.id else {}
         return record

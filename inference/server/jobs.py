@@ -48,6 +48,7 @@ class JobLane:
         if upstream is None:
             raise InferenceError("upstream_unavailable", headers={"Retry-After": "5"})
         job, url = await unless_gone(receive, self._post(upstream, ask, deployment, version, call, body))
+        ask.taken_on = True
         if b"respond-async" not in ask.headers.get(b"prefer", b"").lower():
             job = await unless_gone(receive, self._wait(upstream, ask, job))
         if job["status"] in ("failed", "cancelled"):
@@ -72,6 +73,8 @@ class JobLane:
         ]
         if ask.client_id:
             headers.append((b"x-client-id", ask.client_id.encode()))
+        if ask.allowance is not None:
+            headers += ask.allowance.headers
         await reply(send, 200, headers, content)
 
     async def _post(
@@ -109,6 +112,8 @@ class JobLane:
         if ask.address.kind is Kind.V2_INFER and b"prefer" not in ask.headers:
             error = InferenceError("deadline_exceeded", "The job is not done yet; its result will be at its address.")
             error.headers["Location"] = url
+            if ask.allowance is not None:
+                error.headers |= ask.allowance.named
             await reply_error(send, error, ask.request_id, job=url)
             return
         headers: HeaderList = [
@@ -116,6 +121,8 @@ class JobLane:
             (b"location", url.encode()),
             (b"x-request-id", ask.request_id.encode()),
         ]
+        if ask.allowance is not None:
+            headers += ask.allowance.headers
         await reply(send, 202, headers, orjson.dumps({**job, "job": url}))
 
 

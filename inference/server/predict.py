@@ -84,7 +84,7 @@ class Predictor:
         routes = self.holder.routes
         deployment = ask.deployment = find_deployment(routes, caller, ask)
         require_rights(caller, ask)
-        allowance = self.limits.take(caller)
+        allowance = ask.allowance = self.limits.take(caller)
         ask.read_headers()
         route = deployment.route
         body = self._take(ask, route.max_body_bytes)
@@ -193,7 +193,10 @@ class Predictor:
 
     async def _refuse(self, ask: Ask, error: InferenceError, receive: Receive, send: Send) -> None:
         self._count(ask, error.code)
-        self.refusals.note(ask.refusal(error))
+        if not ask.taken_on:
+            self.refusals.note(ask.refusal(error))
+        if ask.allowance is not None:
+            error.headers = {**error.headers, **ask.allowance.named}
         if ask.unread:
             await refuse_unread(receive, send, error, ask.request_id, ask.headers)
         else:

@@ -27,6 +27,8 @@ class Settings:
     upstream: Path | None = None
     public_url: str = ""
     trusted_proxies: tuple[Network, ...] = ()
+    # Bytes a second that the body of a page's or the control API's request must bring.
+    min_body_rate: int = 16 * 1024
 
     @property
     def artifacts(self) -> Path:
@@ -81,6 +83,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
         database_url=_value(environ, "DATABASE_URL"),
         upstream=Path(upstream) if upstream else None,
         public_url=public_url,
+        min_body_rate=_number(environ, "SIGNALBOX_MIN_BODY_KIB_S", 16, 1, 1024 * 1024) * 1024,
         trusted_proxies=_networks(_value(environ, "SIGNALBOX_TRUSTED_PROXIES")),
     )
 

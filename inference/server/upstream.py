@@ -12,6 +12,7 @@ import aiohttp
 from yarl import URL
 
 from inference.errors import InferenceError
+from inference.limits import ADMITTED_HEADER, admitted_mark
 from inference.routing import uuid7
 from inference.server.replies import ClientGoneError, HeaderList, Receive, Scope, Send, reply, reply_error
 from inference.server.settings import Settings
@@ -51,6 +52,8 @@ MAX_CALLS = 512
 _CONNECT_S = 2.0
 # A caller that is silent for so long in the middle of a body would hold a connection for nothing.
 BODY_SILENT_S = 30.0
+# Waiting that any body is allowed, before the least rate of the settings is asked of it.
+BODY_GRACE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +72,25 @@ class Upstream:
         self._settings = settings
         # With a public https address Django would send a plain call there: ours never leave this machine.
         self._scheme = "https" if settings.public_url.startswith("https://") else "http"
+        self._mark = admitted_mark(settings.secret_key)
         self._session = _session(socket, MAX_CONNECTIONS)
+        # Whoever sends bodies slowly holds connections for long, and must not take those of who only reads.
+        self._bodies = _session(socket, MAX_CONNECTIONS)
         self._calls = _session(socket, MAX_CALLS)
         # Whether it answered the last time: an outage is one line in the log, however often it is asked meanwhile.
         self._answers = True
 
     async def close(self) -> None:
         await self._session.close()
+        await self._bodies.close()
         await self._calls.close()
 
     async def fetch(self, method: str, path: str, headers: HeaderList, body: bytes, deadline: float) -> Fetched:
-        """One call of ours. Raises InferenceError upstream_unavailable, or deadline_exceeded by the loop's clock."""
+        """One call that was admitted here. Raises InferenceError upstream_unavailable, or deadline_exceeded by the
+        loop's clock.
+        """
         texts = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
-        texts.append(("x-forwarded-proto", self._scheme))
+        texts += [("x-forwarded-proto", self._scheme), (ADMITTED_HEADER, self._mark)]
         try:
             async with (
                 asyncio.timeout_at(deadline),
@@ -104,7 +113,7 @@ class Upstream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on and its answer back, neither held in memory. A caller that hangs up ends both."""
-        passage = _Passage(scope, receive, send)
+        passage = _Passage(scope, receive, send, self._settings.min_body_rate)
         exchange = asyncio.ensure_future(self._exchange(passage))
         watch = asyncio.ensure_future(passage.hung_up())
         try:
@@ -114,11 +123,8 @@ class Upstream:
         except (aiohttp.ClientError, OSError) as error:
             if passage.gone:
                 return
-            if passage.silent and not passage.started:
-                late = InferenceError(
-                    "deadline_exceeded", "The body stopped arriving.", headers={"Connection": "close"}
-                )
-                await reply_error(send, late, uuid7())
+            if passage.slow and not passage.started:
+                await reply_error(send, InferenceError("body_too_slow", headers={"Connection": "close"}), uuid7())
             elif passage.started:
                 # Half an answer is out: ending without the rest makes the server reset the connection.
                 _log.warning("the control plane broke off an answer: %s", type(error).__name__)
@@ -134,11 +140,13 @@ class Upstream:
         scope = passage.scope
         query: bytes = scope["query_string"]
         target = scope["raw_path"] + (b"?" + query if query else b"")
-        async with self._session.request(
+        body = await passage.body()
+        session = self._session if body is None else self._bodies
+        async with session.request(
             scope["method"],
             URL("http://localhost" + target.decode("latin-1"), encoded=True),
             headers=_texts(forwarded(scope, self._settings)),
-            data=await passage.body(),
+            data=body,
             allow_redirects=False,
         ) as response:
             self._tell_answer()
@@ -175,13 +183,15 @@ def _session(socket: Path, limit: int) -> aiohttp.ClientSession:
 class _Passage:
     """One request on its way through: its body as a stream, and whether the caller still listens."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, min_body_rate: int) -> None:
+        """`min_body_rate`: bytes a second that the body must bring, past BODY_GRACE_S of waiting for it."""
         self.scope = scope
         self.send = send
         self.started = False
         self.gone = False
-        self.silent = False
+        self.slow = False
         self._receive = receive
+        self._rate = min_body_rate
         self._body_read = asyncio.Event()
 
     async def body(self) -> AsyncIterator[bytes] | None:
@@ -201,14 +211,22 @@ class _Passage:
         self.gone = True
 
     async def _chunks(self) -> AsyncIterator[bytes]:
-        """Raises ClientGoneError, on which aiohttp gives the request up, when the caller hangs up or falls silent."""
+        """Raises ClientGoneError, on which aiohttp gives the request up, when the caller hangs up or is too slow.
+
+        Only waiting for the caller counts as slow: the control plane may take what came in its own time.
+        """
+        clock = asyncio.get_running_loop().time
+        received, waited_s = 0, 0.0
         while True:
+            began = clock()
             try:
-                async with asyncio.timeout(BODY_SILENT_S):
+                async with asyncio.timeout(min(BODY_SILENT_S, BODY_GRACE_S + received / self._rate - waited_s)):
                     message = await self._receive()
             except TimeoutError:
-                self.silent = True
+                self.slow = True
                 raise ClientGoneError from None
+            waited_s += clock() - began
+            received += len(message.get("body", b""))
             if message["type"] == "http.disconnect":
                 self.gone = True
                 raise ClientGoneError

@@ -2,67 +2,29 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from aiohttp import web
 
-from inference.contracts import Lane
+from inference.limits import ADMITTED_HEADER, admitted_mark
 from inference.server import upstream
+from inference.server.connection import BoundedHttpProtocol
 from inference.server.settings import Settings
 from inference.server.upstream import forwarded
-from tests.inference.server.house import BODY, CALLER, House, call_asgi, deployment, linear, open_house, settings_of
+from tests.inference.server.house import House, open_house, settings_of
+from tests.inference.server.upstreams import ControlPlane, control, house
 
+__all__ = ["control", "house"]
 pytestmark = pytest.mark.unit
-
-Handler = Callable[[web.Request], Any]
-
-
-def lowered(request: web.Request) -> dict[str, str]:
-    return {name.lower(): value for name, value in request.headers.items()}
-
-
-class ControlPlane:
-    """A small web server in the place of Django; `handler` answers everything."""
-
-    def __init__(self) -> None:
-        self.handler: Handler = self.echo
-        self.requests: list[web.Request] = []
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.requests.append(request)
-        answer: web.StreamResponse = await self.handler(request)
-        return answer
-
-    @staticmethod
-    async def echo(request: web.Request) -> web.StreamResponse:
-        body = await request.read()
-        document = {"path": request.raw_path, "method": request.method, "length": len(body)}
-        return web.json_response({**document, "headers": lowered(request)}, headers={"X-Answer": "yes"})
-
-
-@pytest.fixture
-async def control(tmp_path: Path) -> AsyncIterator[ControlPlane]:
-    plane = ControlPlane()
-    server = web.Application(client_max_size=1 << 30)
-    server.router.add_route("*", "/{path:.*}", plane.answer)
-    runner = web.AppRunner(server)
-    await runner.setup()
-    await web.UnixSite(runner, str(tmp_path / "web.sock")).start()
-    yield plane
-    await runner.cleanup()
-
-
-@pytest.fixture
-async def house(tmp_path: Path, control: ControlPlane) -> AsyncIterator[House]:
-    async with open_house(tmp_path, upstream=tmp_path / "web.sock") as opened:
-        yield opened
 
 
 async def test_it_passes_a_request_on_as_it_was(house: House) -> None:
-    answer = await house.client.post("/a%2Fb/?q=%20x&y", content=b"hello", headers={"X-Custom": "ü".encode()})
+    answer = await house.client.post("/a%2Fb/?q=%20x&y", content=b"hello", headers=[(b"X-Custom", "ü".encode())])
     told = answer.json()
     assert (told["path"], told["method"], told["length"]) == ("/a%2Fb/?q=%20x&y", "POST", 5)
     assert told["headers"]["host"] == "signalbox"
@@ -218,82 +180,6 @@ def test_forwarding_headers_are_believed_of_trusted_proxies_alone(tmp_path: Path
     assert told_by(proxy, "10.0.0.1", x_forwarded_for="<script>", x_forwarded_proto="gopher") == inside
 
 
-# The job lane goes the same way
-
-
-class Jobs:
-    """Answers as the control plane's job addresses do: done after `looks` looks."""
-
-    def __init__(self, looks: int, **result: Any) -> None:
-        self.looks = looks
-        self.posted: list[tuple[str, dict[str, str], bytes]] = []
-        self.result = result
-
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
-        job = {"id": "j1", "status": "queued", "deployment": "toy", "version": 1, "prediction_id": "p1"}
-        if request.method == "POST":
-            self.posted.append((request.raw_path, lowered(request), await request.read()))
-            return web.json_response(job, status=202, headers={"Location": "/api/jobs/j1/"})
-        self.looks -= 1
-        if self.looks > 0:
-            return web.json_response(job)
-        return web.json_response({**job, "status": "succeeded", **self.result})
-
-
-DONE = {"result": {"scores": {}, "outputs": {"y": [[2.5]]}}}
-
-
-async def test_a_job_lane_call_is_answered_with_the_jobs_result(
-    house: House, control: ControlPlane, tmp_path: Path
-) -> None:
-    await house.hold(deployment(linear(tmp_path), lane=Lane.JOB))
-    control.handler = jobs = Jobs(2, **DONE)
-    answer = await house.post(Idempotency_Key="once", X_Client_Id="mine")
-    assert (answer.status_code, answer.json()) == (200, {"predictions": [[2.5]]})
-    assert (answer.headers["x-prediction-id"], answer.headers["x-model-version"]) == ("p1", "1")
-    [(path, headers, body)] = jobs.posted
-    assert (path, body) == ("/api/deployments/toy/jobs/", BODY)
-    assert (headers["authorization"], headers["idempotency-key"]) == ("Bearer sb_owner", "once")
-
-
-async def test_a_job_of_a_house_behind_tls_is_not_sent_away_to_its_public_address(
-    tmp_path: Path, control: ControlPlane
-) -> None:
-    """With a public https address Django answers a call that came over http with a redirect there."""
-    control.handler = jobs = Jobs(1, **DONE)
-    settings = {"upstream": tmp_path / "web.sock", "public_url": "https://signalbox.example.org"}
-    async with open_house(tmp_path, **settings) as house:
-        await house.hold(deployment(linear(tmp_path), lane=Lane.JOB))
-        assert (await house.post()).status_code == 200
-    assert jobs.posted[0][1]["x-forwarded-proto"] == "https"
-    assert {lowered(request)["x-forwarded-proto"] for request in control.requests} == {"https"}
-
-
-async def test_pages_are_passed_on_however_many_calls_wait_for_jobs(
-    tmp_path: Path, control: ControlPlane, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(upstream, "MAX_CALLS", 1)
-    monkeypatch.setattr(upstream, "MAX_CONNECTIONS", 1)
-    waits, done, jobs = asyncio.Event(), asyncio.Event(), Jobs(1, **DONE)
-
-    async def handler(request: web.Request) -> web.StreamResponse:
-        if request.method == "GET" and request.path.startswith("/api/jobs/"):
-            waits.set()
-            await done.wait()
-        return await (ControlPlane.echo(request) if request.path == "/deployments/" else jobs(request))
-
-    control.handler = handler
-    async with open_house(tmp_path, upstream=tmp_path / "web.sock") as house:
-        await house.hold(deployment(linear(tmp_path), lane=Lane.JOB))
-        call = asyncio.create_task(house.post())
-        await waits.wait()
-        async with asyncio.timeout(5):
-            assert (await house.client.get("/deployments/")).status_code == 200
-        assert not call.done()
-        done.set()
-        assert (await call).status_code == 200
-
-
 async def test_a_caller_that_falls_silent_within_its_body_is_let_go(
     house: House, control: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,67 +198,86 @@ async def test_a_caller_that_falls_silent_within_its_body_is_let_go(
     scope = {**scope_of("1.2.3.4", content_length="100"), "type": "http", "method": "POST", "query_string": b""}
     async with asyncio.timeout(10):
         await house.app({**scope, "raw_path": b"/accounts/login/"}, receive, send)
-    assert (sent[0]["status"], (b"connection", b"close") in sent[0]["headers"]) == (504, True)
+    assert (sent[0]["status"], (b"connection", b"close") in sent[0]["headers"]) == (408, True)
 
 
-async def test_a_v2_job_is_posted_as_v1(house: House, control: ControlPlane, tmp_path: Path) -> None:
-    await house.hold(deployment(linear(tmp_path), lane=Lane.JOB))
-    control.handler = jobs = Jobs(1, **DONE)
-    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
-    answer = await house.post("/v2/models/toy/infer", json.dumps({"inputs": [tensor]}).encode())
-    assert answer.json()["outputs"][0]["data"] == [2.5]
-    assert json.loads(jobs.posted[0][2]) == {"inputs": {"x": [[1.0, 2.0, 3.0]]}}
+@asynccontextmanager
+async def listening(house: House) -> AsyncIterator[int]:
+    """The house behind a real socket, with the protocol of the front door; its port."""
+    config = uvicorn.Config(
+        house.app, http=BoundedHttpProtocol, port=0, lifespan="off", log_config=None, access_log=False
+    )
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    task = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110  # uvicorn tells it by nothing else
+        await asyncio.sleep(0.01)
+    yield int(server.servers[0].sockets[0].getsockname()[1])
+    server.should_exit = True
+    await task
 
 
-async def test_a_job_past_the_deadline_is_202_for_v1_and_504_for_v2(
-    house: House, control: ControlPlane, tmp_path: Path
+async def test_bodies_that_trickle_are_refused_and_their_connections_given_back(
+    tmp_path: Path, control: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await house.hold(deployment(linear(tmp_path), lane=Lane.JOB))
-    control.handler = Jobs(10**9)
-    answer = await house.post(X_Deadline_Ms="60")
-    assert (answer.status_code, answer.headers["location"], answer.json()["job"]) == (
-        202,
-        "/api/jobs/j1/",
-        "/api/jobs/j1/",
-    )
-    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
-    body = json.dumps({"inputs": [tensor]}).encode()
-    answer = await house.post("/v2/models/toy/infer", body, X_Deadline_Ms="60")
-    assert (answer.status_code, answer.json()["code"], answer.json()["job"]) == (
-        504,
-        "deadline_exceeded",
-        "/api/jobs/j1/",
-    )
-    answer = await house.post("/v2/models/toy/infer", body, Prefer="respond-async")
-    assert answer.status_code == 202
+    """As many as there are connections, each with a byte now and then, and never a silence to be ended for."""
+    monkeypatch.setattr(upstream, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(upstream, "BODY_GRACE_S", 0.3)
+    arrived = asyncio.Semaphore(0)
+
+    async def read(request: web.Request) -> web.StreamResponse:
+        arrived.release()
+        return await ControlPlane.echo(request)
+
+    control.handler = read
+    head = b"POST /accounts/login/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 70000\r\n\r\n"
+
+    async def trickle(port: int) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head)
+
+        async def bytes_now_and_then() -> None:
+            while True:
+                writer.write(b"x")
+                await asyncio.sleep(0.05)
+
+        drip = asyncio.create_task(bytes_now_and_then())
+        # All that comes until the server ends the connection.
+        answer = await reader.read()
+        drip.cancel()
+        writer.close()
+        return answer
+
+    async with open_house(tmp_path, upstream=tmp_path / "web.sock") as house, listening(house) as port:
+        async with asyncio.timeout(60):
+            slow = [asyncio.create_task(trickle(port)) for _ in range(2)]
+            for _ in slow:
+                await arrived.acquire()
+            # Pages have connections of their own.
+            assert (await house.client.get("/deployments/")).status_code == 200
+            for answer in await asyncio.gather(*slow):
+                head_of, _, body = answer.partition(b"\r\n\r\n")
+                assert head_of.startswith(b"HTTP/1.1 408 ")
+                assert b"connection: close" in head_of
+                assert json.loads(body)["code"] == "body_too_slow"
+            assert (await house.client.post("/after", content=b"quick")).json()["length"] == 5
 
 
-async def test_a_job_that_failed_or_was_refused_answers_with_its_code(
-    house: House, control: ControlPlane, tmp_path: Path
+async def test_a_body_that_keeps_the_rate_is_taken_however_long_it_is_on_its_way(
+    tmp_path: Path, control: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await house.hold(deployment(linear(tmp_path), lane=Lane.JOB))
-    control.handler = Jobs(1, status="failed", error={"code": "worker_lost", "detail": "The worker died."})
-    answer = await house.post()
-    assert (answer.status_code, answer.json()["code"], answer.json()["error"]) == (
-        503,
-        "worker_lost",
-        "The worker died.",
-    )
+    monkeypatch.setattr(upstream, "BODY_GRACE_S", 0.2)
+    async with open_house(tmp_path, upstream=tmp_path / "web.sock", min_body_rate=1_000) as house:
 
-    async def conflict(request: web.Request) -> web.StreamResponse:
-        problem = {"status": 409, "code": "idempotency_conflict", "detail": "Another body."}
-        return web.json_response(problem, status=409, content_type="application/problem+json")
+        async def body() -> AsyncIterator[bytes]:
+            for _ in range(8):
+                yield b"x" * 1_000
+                await asyncio.sleep(0.05)
 
-    control.handler = conflict
-    answer = await house.post()
-    assert (answer.status_code, answer.json()["code"]) == (409, "idempotency_conflict")
+        answer = await house.client.post("/up", content=body(), headers={"Content-Length": "8000"})
+    assert (answer.status_code, answer.json()["length"]) == (200, 8_000)
 
 
-async def test_a_bad_body_never_becomes_a_job(house: House, control: ControlPlane, tmp_path: Path) -> None:
-    await house.hold(deployment(linear(tmp_path), lane=Lane.JOB))
-    assert (await house.post(content=b"{")).status_code == 400
-    assert (await house.post("/v1/models/toy/versions/1:predict", key=CALLER)).status_code == 403
-    assert control.requests == []
-    await house.app.stop()
-    sent = await call_asgi(house.app, "/v1/models/toy:predict", [{"type": "http.request", "body": BODY}])
-    assert sent[0]["status"] == 503
+async def test_a_caller_cannot_say_that_a_call_was_counted(house: House) -> None:
+    told = (await house.client.post("/api/x", headers={"X-Signalbox-Admitted": "1"})).json()["headers"]
+    assert told.get(ADMITTED_HEADER) != admitted_mark(settings_of(house.home).secret_key)

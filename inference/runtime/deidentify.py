@@ -10,14 +10,16 @@ decoded and stored uncompressed: compressed streams and the slack behind them ca
 PNG and JPEG: pixels stay as they are, metadata goes. A JPEG keeps its compressed data bit for bit unless it must be
 turned upright; then, and where its structure hides something between scans, it becomes a PNG.
 
-Text that is burned into the pixels stays: a warning says where the file admits to it.
+Text that is burned into the pixels stays, unless the sender names the boxes that hold it: those are blacked out before
+the file is written. A warning says where the file admits to such text.
 """
 
 import hashlib
 import hmac
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
@@ -89,29 +91,49 @@ _UIDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 # The standard wants these to be there, if need be without a value.
 _EMPTY = ("PatientName", "PatientID", "PatientBirthDate", "StudyDate", "StudyTime", "AccessionNumber", "StudyID")
 _EMPTY_TOO = ("ReferringPhysicianName", "SeriesNumber", "InstanceNumber")
+# Of what stays, what says how the picture was made, and of whom: the names under which `Deidentified.tags` has it.
+_TAGS = {
+    "modality": "Modality",
+    "body_part": "BodyPartExamined",
+    "view": "ViewPosition",
+    "sex": "PatientSex",
+    "age": "PatientAge",
+}
 _STANDARD_UID = re.compile(r"1\.2\.840\.10008\.[0-9.]{1,48}")
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
+# x, y, width and height in pixels of the picture as it is stored, from its upper left corner (upright for a JPEG).
+Box = tuple[int, int, int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Deidentified:
-    """`data` may be stored; `removed` counts the elements or metadata fields that were dropped or replaced."""
+    """`data` may be stored; `removed` counts the elements or metadata fields that were dropped or replaced.
+
+    `width` and `height` are of the stored picture. `tags` (of a DICOM file alone): modality, body_part, view, sex and
+    age, as far as they stayed.
+    """
 
     data: bytes
     media_type: str
     removed: int
     warnings: list[str]
+    width: int = 0
+    height: int = 0
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 class _Request(msgspec.Struct):
     salt: bytes
     data: bytes
+    blackouts: list[Box] = []
 
 
-def deidentify_in_sandbox(data: bytes, *, salt: bytes = b"") -> Deidentified:
+def deidentify_in_sandbox(data: bytes, *, salt: bytes = b"", blackouts: Sequence[Box] = ()) -> Deidentified:
     """`deidentify` in a throw-away child: the form for everything that comes from outside. Blocks; thread-safe."""
     try:
-        argument = msgspec.msgpack.encode(_Request(salt, data))
+        argument = msgspec.msgpack.encode(_Request(salt, data, list(blackouts)))
         output = call_child("inference.runtime.deidentify:deidentify_in_child", argument)
     except SandboxKilled as killed:
         raise killed_error(killed, dicom=is_dicom(data)) from killed
@@ -122,31 +144,45 @@ def deidentify_in_child(argument: bytes) -> bytes:
     """The child's side of `deidentify_in_sandbox`: MessagePack in and out."""
     request = msgspec.msgpack.decode(argument, type=_Request)
     begin_picture()
-    return msgspec.msgpack.encode(deidentify(request.data, salt=request.salt))
+    return msgspec.msgpack.encode(deidentify(request.data, salt=request.salt, blackouts=request.blackouts))
 
 
-def deidentify(data: bytes, *, salt: bytes = b"") -> Deidentified:
+def deidentify(data: bytes, *, salt: bytes = b"", blackouts: Sequence[Box] = ()) -> Deidentified:
     """The same picture without what identifies a patient; raises InferenceError with one of the picture codes.
 
-    `salt` (kept secret) makes one UID the same hash each time; without it every call's hashes differ. The result is
-    whole and readable: what cannot be decoded is refused.
+    `salt` (kept secret) makes one UID the same hash each time; without it every call's hashes differ. What lies in the
+    boxes `blackouts` becomes black. The result is whole and readable: what cannot be decoded is refused.
     """
     kind = sniff(data)
-    return _dicom(data, salt or os.urandom(16)) if kind == "dicom" else _picture(data, kind)
+    if kind == "dicom":
+        return _dicom(data, salt or os.urandom(16), blackouts)
+    return _picture(data, kind, blackouts)
 
 
-def _picture(data: bytes, kind: Kind) -> Deidentified:
+def _picture(data: bytes, kind: Kind, blackouts: Sequence[Box]) -> Deidentified:
     upright = open_picture(data, kind)
     with Image.open(BytesIO(data)) as original:
         fields = set(original.info) - {"transparency", "jfif", "jfif_version", "jfif_unit", "jfif_density", "adobe"}
         exif = _exif(original)
         turned = exif.get(_ORIENTATION, 1) in range(2, 9)
     removed = len(fields - {"exif", "adobe_transform", "gamma", "srgb", "dpi", "progressive"}) + len(exif)
-    if kind == "jpeg" and not turned:
+    width, height = upright.size
+    if kind == "jpeg" and not turned and not blackouts:
         bare = bare_jpeg(data)
         if bare is not None and _same_pixels(bare, upright):
-            return Deidentified(bare, "image/jpeg", removed, [])
-    return Deidentified(_png(upright), "image/png", removed, [])
+            return Deidentified(bare, "image/jpeg", removed, [], width, height)
+    return Deidentified(_png(_blackened(upright, blackouts)), "image/png", removed, [], width, height)
+
+
+def _blackened(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+    if not boxes:
+        return picture
+    if picture.mode not in ("1", "L", "LA", "RGB", "RGBA", "I;16"):
+        picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+    black: Any = {"LA": (0, 255), "RGB": (0, 0, 0), "RGBA": (0, 0, 0, 255)}.get(picture.mode, 0)
+    for x, y, width, height in boxes:
+        picture.paste(black, (x, y, x + width, y + height))
+    return picture
 
 
 def _exif(image: Image.Image) -> dict[int, Any]:
@@ -175,14 +211,15 @@ def _png(picture: Image.Image) -> bytes:
     return out.getvalue()
 
 
-def _dicom(data: bytes, salt: bytes) -> Deidentified:
+def _dicom(data: bytes, salt: bytes, blackouts: Sequence[Box]) -> Deidentified:
     source = read_dataset(data)
-    pixels = stored_pixels(source)
+    photometric = str(source.get("PhotometricInterpretation", "")).strip()
+    pixels = _without_boxes(stored_pixels(source), blackouts, photometric)
     warnings = file_warnings(source)
     try:
-        kept = _kept(source, salt)
+        kept = _kept(source, salt, hashlib.sha256(data).hexdigest())
         removed = _count(source) - sum(1 for element in kept if element.keyword not in _UIDS)
-        _add_pixels(kept, pixels, str(source.PhotometricInterpretation).strip())
+        _add_pixels(kept, pixels, photometric)
         kept.PatientIdentityRemoved = "YES"
         kept.DeidentificationMethod = "Signalbox allow-list"
         for name in (*_EMPTY, *_EMPTY_TOO):
@@ -192,11 +229,25 @@ def _dicom(data: bytes, salt: bytes) -> Deidentified:
         dcmwrite(out, kept, enforce_file_format=True)
     except MALFORMED as error:
         raise InferenceError("unsupported_object", "The DICOM file's description of its picture is damaged.") from error
-    return Deidentified(out.getvalue(), "application/dicom", max(0, removed), warnings)
+    tags = {name: str(kept[keyword].value) for name, keyword in _TAGS.items() if keyword in kept}
+    height, width = pixels.shape[:2]
+    return Deidentified(out.getvalue(), "application/dicom", max(0, removed), warnings, width, height, tags)
 
 
-def _kept(source: Any, salt: bytes) -> Any:
-    """A new data set with what may stay of `source`, all but the pixels."""
+def _without_boxes(pixels: np.ndarray, boxes: Sequence[Box], photometric: str) -> np.ndarray:
+    """The stored values with the boxes at the darkest that the frame has, so that no window is moved by them."""
+    if not boxes:
+        return pixels
+    pixels = pixels.copy()
+    darkest = pixels.max() if photometric == "MONOCHROME1" else 0 if pixels.ndim == 3 else pixels.min()
+    for x, y, width, height in boxes:
+        pixels[y : y + height, x : x + width] = darkest
+    return pixels
+
+
+def _kept(source: Any, salt: bytes, fingerprint: str) -> Any:
+    """A new data set with what may stay of `source`, all but the pixels. `fingerprint` stands for UIDs that it lacks,
+    so that the same file becomes the same file again."""
     kept = Dataset()
     for name in _TECHNICAL:
         value = source.get(name)
@@ -217,7 +268,7 @@ def _kept(source: Any, salt: bytes) -> Any:
     if age:
         kept.PatientAge = age
     for name in _UIDS:
-        kept.__setattr__(name, _hashed(str(source.get(name, "") or ""), salt))
+        kept.__setattr__(name, _hashed(str(source.get(name, "") or "") or fingerprint + name, salt))
     storage = str(source.get("SOPClassUID", ""))
     kept.SOPClassUID = storage if _STANDARD_UID.fullmatch(storage) else _SECONDARY_CAPTURE
     kept.file_meta = FileMetaDataset()
@@ -254,7 +305,7 @@ def _age(text: str) -> str:
 
 def _hashed(uid: str, salt: bytes) -> str:
     """A UID under 2.25 (X.667: any 128-bit number) that only who knows the salt can tie to the first one."""
-    digest = hmac.new(salt, (uid or os.urandom(16).hex()).encode(), hashlib.sha256).digest()
+    digest = hmac.new(salt, uid.encode(), hashlib.sha256).digest()
     return f"2.25.{int.from_bytes(digest[:16], 'big')}"
 
 

@@ -1,74 +1,93 @@
-"""How right a deployment's versions were, from feedback rollups: counts by true and predicted label, with intervals."""
+"""How right a deployment's versions were, from feedback rollups, by the time of the predictions."""
 
-import math
 import uuid
-from typing import Any, TypedDict
+from typing import TypedDict
 
+from django.db.models import Sum
+
+from controlplane.monitoring.estimates import Metric, Number, unknown, wilson
 from controlplane.monitoring.intervals import Interval
+from controlplane.monitoring.scoring import Scored, right_of, scored
 from controlplane.monitoring.traffic import SHOWN
 from controlplane.predictions import tallies
-from controlplane.predictions.models import FeedbackRollup
+from controlplane.predictions.histograms import Histogram, merge, quantile
+from controlplane.predictions.models import FeedbackRollup, Rollup
 from inference.contracts import Source
 
-Z_95 = 1.959964
-Number = float | None
+# A point of a chart rests on at least so many labels.
+ENOUGH = 20
+# A chart of labels has fewer, wider steps than one of calls: labels are rarer.
+STEPS = 24
 
 
-class Metric(TypedDict):
-    """A figure with its 95 % interval; all None where there is nothing to compute it from."""
+class Delay(TypedDict):
+    """From a prediction to its truth, ms."""
 
-    value: Number
-    low: Number
-    high: Number
+    median: Number
+    p90: Number
 
 
-class VersionAccuracy(TypedDict):
+class VersionAccuracy(Scored):
+    """`coverage`: the share of answered predictions (`predictions`) that have a truth. `blind`: the same figures from
+    truths alone that were said before the model's answer was seen; None where there are none."""
+
     version: int
     role: str
-    n: int
+    predictions: int
+    labelled: int
+    coverage: Metric
+    delay_ms: Delay
     ungradable: int
-    metrics: dict[str, Metric]
-    labels: list[dict[str, Any]]
-    confusion: dict[str, dict[str, int]]
+    blind: Scored | None
+    series: list[Metric]
+    series_n: list[int]
 
 
 class Accuracy(TypedDict):
+    """`at`: the starts of the steps of each version's `series`, which is its headline metric; gaps are None."""
+
     deployment: str
     since: str
     until: str
     n: int
+    at: list[int]
+    step_s: int
     versions: list[VersionAccuracy]
 
 
-def wilson(right: float, n: float) -> Metric:
-    """A share with its Wilson score interval (Wilson 1927), which stays sensible for few and for extreme counts."""
-    if n <= 0:
-        return {"value": None, "low": None, "high": None}
-    share = right / n
-    middle = share + Z_95**2 / (2 * n)
-    spread = Z_95 * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n * n))
-    scale = 1 + Z_95**2 / n
-    low, high = max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
-    return {"value": round(share, 6), "low": round(low, 6), "high": round(high, 6)}
-
-
 def accuracy(deployment_id: uuid.UUID, name: str, interval: Interval) -> Accuracy:
-    """What feedback on the predictions of an interval says of each version. One query."""
+    """What feedback on the predictions of an interval says of each version. Two queries."""
+    sources = [*SHOWN, Source.SHADOW.value]
     found = FeedbackRollup.objects.filter(
         deployment_id=deployment_id,
         bucket__gte=interval.since,
         bucket__lt=interval.until,
-        source__in=[*SHOWN, Source.SHADOW.value],
+        source__in=sources,
     )
+    rollups = list(found)
+    steps = _steps(interval, max((rollup.width_s for rollup in rollups), default=0))
+    count = len(steps.starts())
     sums: dict[tuple[str, int], tallies.Tally] = {}
-    for rollup in found:
-        tallies.merge(sums.setdefault((rollup.role, rollup.version), {"n": 0}), rollup.tally)
-    versions = [_version(role, version, tally) for (role, version), tally in sorted(sums.items())]
+    by_step: dict[tuple[str, int], list[tallies.Tally]] = {}
+    for rollup in rollups:
+        key = rollup.role, rollup.version
+        tallies.merge(sums.setdefault(key, {"n": 0}), rollup.tally)
+        step = steps.step_of(rollup.bucket)
+        if 0 <= step < count:
+            parts = by_step.setdefault(key, [{"n": 0} for _ in range(count)])
+            tallies.merge(parts[step], _without(rollup.tally, "blind", "scores", "delay"))
+    answered = _answered(deployment_id, interval, sources) if sums else {}
+    versions = [
+        _version(role, version, tally, by_step.get((role, version), []), answered.get((role, version), 0))
+        for (role, version), tally in sorted(sums.items())
+    ]
     return {
         "deployment": name,
         "since": interval.since.isoformat(),
         "until": interval.until.isoformat(),
         "n": sum(version["n"] for version in versions if version["role"] == "live"),
+        "at": steps.starts(),
+        "step_s": steps.step_s,
         "versions": versions,
     }
 
@@ -83,102 +102,55 @@ def accuracies(deployment_ids: list[uuid.UUID], interval: Interval) -> dict[uuid
         source__in=SHOWN,
     )
     sums: dict[uuid.UUID, tallies.Tally] = {}
-    for rollup in found:
-        if rollup.deployment_id is not None:
-            tallies.merge(sums.setdefault(rollup.deployment_id, {"n": 0}), rollup.tally)
-    return {identity: wilson(*_right(sums.get(identity, {"n": 0}))) for identity in deployment_ids}
+    for deployment_id, tally in found.values_list("deployment_id", "tally"):
+        if deployment_id is not None:
+            kept = {name: tally[name] for name in ("n", "confusion", "labels") if name in tally}
+            tallies.merge(sums.setdefault(deployment_id, {"n": 0}), kept)
+    return {identity: wilson(*right_of(sums.get(identity, {"n": 0}))) for identity in deployment_ids}
 
 
-def _right(tally: tallies.Tally) -> tuple[int, int]:
-    """How many were right, of how many."""
-    confusion: dict[str, dict[str, int]] = tally.get("confusion", {})
-    if confusion:
-        return sum(row.get(label, 0) for label, row in confusion.items()), sum(
-            sum(row.values()) for row in confusion.values()
+def _steps(interval: Interval, width_s: int) -> Interval:
+    """The interval in at most STEPS steps, none finer than the rollups."""
+    wished = interval.seconds / STEPS
+    step_s = next((step for step in (60, 300, 900, 1800, 3600, 3 * 3600, 6 * 3600) if step >= wished), 86_400)
+    return Interval(interval.since, interval.until, max(step_s, width_s))
+
+
+def _without(tally: tallies.Tally, *names: str) -> tallies.Tally:
+    return {name: value for name, value in tally.items() if name not in names}
+
+
+def _answered(deployment_id: uuid.UUID, interval: Interval, sources: list[str]) -> dict[tuple[str, int], int]:
+    """Answered predictions by role and version. One query."""
+    found = (
+        Rollup.objects.filter(
+            deployment_id=deployment_id, bucket__gte=interval.since, bucket__lt=interval.until, source__in=sources
         )
-    counts = list(tally.get("labels", {}).values())
-    return sum(tp + tn for tp, _, _, tn in counts), sum(sum(four) for four in counts)
+        .values_list("role", "version")
+        .annotate(answered=Sum("calls") - Sum("failed"))
+    )
+    return {(role, version): answered for role, version, answered in found}
 
 
-def _version(role: str, version: int, tally: tallies.Tally) -> VersionAccuracy:
-    metrics: dict[str, Metric] = {}
-    if "regression" in tally:
-        metrics.update(_regression(tally["regression"]))
-    elif tally.get("confusion") or tally.get("labels"):
-        metrics["accuracy"] = wilson(*_right(tally))
-    labels = _labels_of(tally)
-    graded = [one for one in labels if one["recall"]["value"] is not None]
-    if graded:
-        recall = sum(one["recall"]["value"] for one in graded) / len(graded)
-        metrics["balanced_accuracy"] = {"value": round(recall, 6), "low": None, "high": None}
+def _version(
+    role: str, version: int, tally: tallies.Tally, parts: list[tallies.Tally], answered: int
+) -> VersionAccuracy:
+    figures = scored(tally)
+    blind = tally.get("blind", {})
+    delays: Histogram = merge({}, tally.get("delay", {}))
+    labelled = tally.get("given", 0)
+    steps = [scored(part) for part in parts]
+    headline = figures["headline"] or ""
     return {
+        **figures,
         "version": version,
         "role": role,
-        "n": tally["n"],
+        "predictions": answered,
+        "labelled": labelled,
+        "coverage": wilson(min(labelled, answered), answered),
+        "delay_ms": {"median": quantile(delays, 0.5), "p90": quantile(delays, 0.9)},
         "ungradable": tally.get("ungradable", 0),
-        "metrics": metrics,
-        "labels": labels,
-        "confusion": tally.get("confusion", {}),
-    }
-
-
-def _labels_of(tally: tallies.Tally) -> list[dict[str, Any]]:
-    """Per label precision, recall and the area under its ROC curve."""
-    counts: dict[str, tuple[int, int, int, int]] = {}
-    confusion: dict[str, dict[str, int]] = tally.get("confusion", {})
-    if confusion:
-        total = sum(sum(row.values()) for row in confusion.values())
-        for label in sorted(set(confusion) | {said for row in confusion.values() for said in row if said}):
-            tp = confusion.get(label, {}).get(label, 0)
-            fn = sum(confusion.get(label, {}).values()) - tp
-            fp = sum(row.get(label, 0) for row in confusion.values()) - tp
-            counts[label] = (tp, fp, fn, total - tp - fp - fn)
-    for label, four in tally.get("labels", {}).items():
-        counts[label] = tuple(four)
-    scores = tally.get("scores", {})
-    return [
-        {
-            "label": label,
-            "n": tp + fn,
-            "precision": wilson(tp, tp + fp),
-            "recall": wilson(tp, tp + fn),
-            "auc": area_under_curve(scores.get(label, {})),
-        }
-        for label, (tp, fp, fn, _) in counts.items()
-    ]
-
-
-def area_under_curve(histograms: dict[str, dict[str, int]]) -> Number:
-    """The ROC area from score histograms {"1": {bin: count}, "0": ...}; ties within a bin count half."""
-    true = {int(index): count for index, count in histograms.get("1", {}).items()}
-    false = {int(index): count for index, count in histograms.get("0", {}).items()}
-    positives, negatives = sum(true.values()), sum(false.values())
-    if positives <= 0 or negatives <= 0:
-        return None
-    below, wins = 0, 0.0
-    for index in sorted(true.keys() | false.keys()):
-        here = false.get(index, 0)
-        wins += true.get(index, 0) * (below + here / 2)
-        below += here
-    return round(wins / (positives * negatives), 6)
-
-
-def _regression(sums: list[float]) -> dict[str, Metric]:
-    n, error, absolute, square, truth, truth_square = sums
-    if n < 1:
-        return {}
-    spread = truth_square - truth * truth / n
-    bias = error / n
-    # Normal approximation of the mean error's interval; the next figures have none that sums alone can give.
-    deviation = math.sqrt(max(0.0, square / n - bias * bias))
-    half = Z_95 * deviation / math.sqrt(n)
-
-    def plain(value: Number) -> Metric:
-        return {"value": value, "low": None, "high": None}
-
-    return {
-        "mae": plain(absolute / n),
-        "rmse": plain(math.sqrt(square / n)),
-        "bias": {"value": bias, "low": bias - half, "high": bias + half},
-        "r2": plain(1 - square / spread if spread > 0 else None),
+        "blind": scored(blind) if blind.get("n", 0) > 0 else None,
+        "series": [step["metrics"].get(headline, unknown()) if step["n"] >= ENOUGH else unknown() for step in steps],
+        "series_n": [step["n"] for step in steps],
     }

@@ -201,6 +201,7 @@ class _Batch:
             truth=statement.truth,
             certainty=statement.certainty,
             ungradable=statement.ungradable,
+            blind=statement.blind,
             comment=statement.comment,
             observed_at=statement.observed_at,
             given_at=self.now,

@@ -76,7 +76,7 @@ class Counting:
     def count(self, feedback: Feedback, prediction: Prediction) -> Feedback:
         """The feedback that holds now: the one given, or the earlier one where it says the same."""
         before = self.latest.get(prediction.id)
-        if before is not None and before.truth == feedback.truth and before.ungradable == feedback.ungradable:
+        if before is not None and _says(before) == _says(feedback):
             return before
         feedback.prediction_id, feedback.deployment_id = prediction.id, prediction.deployment_id
         feedback.state, feedback.latest = FeedbackState.COUNTED, True
@@ -117,6 +117,8 @@ class Counting:
             version.labels,
             version.thresholds,
             ungradable=feedback.ungradable,
+            blind=bool(feedback.blind),
+            delay=feedback.given_at - prediction.at,
             sign=sign,
         )
         gatherer.add(
@@ -129,6 +131,10 @@ class Counting:
             at=prediction.at,
             tally=tally,
         )
+
+
+def _says(feedback: Feedback) -> tuple[Any, bool, bool | None]:
+    return feedback.truth, feedback.ungradable, feedback.blind
 
 
 def match_arrived(rows: Sequence[LogRow]) -> int:

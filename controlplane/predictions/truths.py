@@ -16,7 +16,7 @@ COMMENT_LENGTH = 2_000
 LABEL_LENGTH = 200
 LABELS = 1_000
 CLOCK_SLACK = timedelta(seconds=60)
-CLASSES = (Task.TABULAR_CLASSIFICATION, Task.IMAGE_CLASSIFICATION, Task.IMAGE_MULTILABEL)
+ONE_LABEL = (Task.TABULAR_CLASSIFICATION, Task.IMAGE_CLASSIFICATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class Statement:
     ungradable: bool = False
     comment: str = ""
     observed_at: datetime | None = None
+    # Whether it was said before the model's answer was seen; None where nobody can tell.
+    blind: bool | None = None
 
 
 def read_statement(row: Any, now: datetime, prediction_id: uuid.UUID | None = None) -> Statement:
@@ -139,11 +141,12 @@ def check_fits(statement: Statement, version: ModelVersion, rows: int, scores: d
     if statement.ungradable:
         return
     task, truth = Task(version.task), statement.truth
-    if task not in CLASSES:
-        if task is Task.TABULAR_REGRESSION and "value" not in truth:
+    if task is Task.TABULAR_REGRESSION:
+        if "value" not in truth:
             raise field_error("validation_error", next(iter(truth)), "The model predicts a number: give value.")
-        if task is Task.TABULAR_REGRESSION and rows > 1:
+        if rows > 1:
             raise field_error("validation_error", "value", f"The call had {rows} rows: feedback speaks of single ones.")
+    if task in (Task.TABULAR_REGRESSION, Task.TENSOR):
         return
     if "value" in truth:
         raise field_error("validation_error", "value", "The model predicts a label: give label.")
@@ -152,7 +155,10 @@ def check_fits(statement: Statement, version: ModelVersion, rows: int, scores: d
         _check_label(label, classes, ["labels", index])
     if "label" in truth:
         _check_label(truth["label"], classes, ["label"])
-    if task is not Task.IMAGE_MULTILABEL:
+    if task is Task.RANKING and rows > 1:
+        message = f"The call had {rows} rows: feedback speaks of single ones."
+        raise field_error("validation_error", next(iter(truth)), message)
+    if task in ONE_LABEL:
         given = len(truth["labels"]) if "labels" in truth else 1
         if given != max(1, rows):
             raise field_error(

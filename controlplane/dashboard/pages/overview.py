@@ -9,7 +9,8 @@ from controlplane.dashboard.pages.figures import Window
 from controlplane.dashboard.pages.header import RECENT, Status, status_of
 from controlplane.dashboard.pages.split import Segment, segments
 from controlplane.deployments.models import Deployment, RevisionState, SplitRevision
-from controlplane.monitoring.accuracy import Metric, accuracies
+from controlplane.monitoring.accuracy import accuracies
+from controlplane.monitoring.estimates import Metric
 from controlplane.monitoring.traffic import OverviewRow as Figures
 from controlplane.monitoring.traffic import overview as figures_of
 from inference.contracts import Lane

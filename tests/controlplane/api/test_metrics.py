@@ -12,7 +12,7 @@ import pytest
 from controlplane.accounts.models import Team
 from controlplane.catalog.models import Artifact, ModelVersion
 from controlplane.deployments.models import Deployment
-from controlplane.monitoring.accuracy import wilson
+from controlplane.monitoring.estimates import wilson
 from controlplane.monitoring.intervals import read_interval
 from controlplane.monitoring.traffic import overview
 from controlplane.predictions.ingest import record_predictions

@@ -6,7 +6,6 @@ import pytest
 from django.utils import timezone
 
 from controlplane.errors import DomainError
-from controlplane.monitoring.accuracy import area_under_curve
 from controlplane.monitoring.drift import compare, jensen_shannon, psi
 from controlplane.monitoring.intervals import POINTS, Interval, read_interval
 from controlplane.predictions.sketches import Sketch
@@ -69,10 +68,3 @@ def test_a_column_that_changed_its_kind_has_no_figures() -> None:
     base.add([1.0] * 100)
     now.add(["a"] * 100)
     assert compare("c", base, now)["psi"] is None
-
-
-def test_the_area_under_the_curve_counts_ties_half() -> None:
-    assert area_under_curve({"1": {"90": 10}, "0": {"10": 10}}) == 1.0
-    assert area_under_curve({"1": {"50": 10}, "0": {"50": 10}}) == 0.5
-    assert area_under_curve({"1": {"10": 3}, "0": {"90": 1, "5": 1}}) == 0.5
-    assert area_under_curve({"1": {"10": 3}}) is None

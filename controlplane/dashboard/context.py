@@ -32,14 +32,16 @@ class Frame:
         return freshness()["lag_s"] or 0.0
 
 
-ENTRIES: tuple[tuple[str, str, str, Right, bool, bool], ...] = (
-    ("Overview", "/", "overview", Right.VIEW, False, False),
-    ("Deployments", "/deployments/", "deployments", Right.VIEW, False, False),
-    ("Models", "/models/", "models", Right.VIEW, False, False),
-    ("Jobs", "/jobs/", "jobs", Right.VIEW, False, False),
-    ("Audit", "/audit/", "audit", Right.AUDIT, True, True),
-    ("Keys", "/keys/", "keys", Right.MANAGE_KEYS, True, False),
-    ("System", "/system/", "system", Right.AUDIT, True, False),
+# Label, address, icon, the rights of which one suffices, under More on a phone, ruled off.
+ENTRIES: tuple[tuple[str, str, str, tuple[Right, ...], bool, bool], ...] = (
+    ("Overview", "/", "overview", (Right.VIEW,), False, False),
+    ("Deployments", "/deployments/", "deployments", (Right.VIEW,), False, False),
+    ("Models", "/models/", "models", (Right.VIEW,), False, False),
+    ("Studies", "/studies/", "studies", (Right.STUDY, Right.VIEW_PAYLOAD), False, False),
+    ("Jobs", "/jobs/", "jobs", (Right.VIEW,), False, False),
+    ("Audit", "/audit/", "audit", (Right.AUDIT,), True, True),
+    ("Keys", "/keys/", "keys", (Right.MANAGE_KEYS,), True, False),
+    ("System", "/system/", "system", (Right.AUDIT,), True, False),
 )
 
 
@@ -49,8 +51,8 @@ def frame(request: HttpRequest) -> dict[str, Frame]:
     user = getattr(request, "user", None)
     rail: list[RailEntry] = []
     if isinstance(user, User):
-        for label, url, icon, right, under_more, ruled in ENTRIES:
-            if user.has_right_anywhere(right):
+        for label, url, icon, rights, under_more, ruled in ENTRIES:
+            if any(map(user.has_right_anywhere, rights)):
                 current = request.path == url if url == "/" else request.path.startswith(url)
                 rail.append(RailEntry(label, url, icon, current, under_more, ruled))
     return {"frame": Frame(theme if theme in THEMES else "", rail)}

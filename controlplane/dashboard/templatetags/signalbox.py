@@ -16,14 +16,18 @@ ICONS: dict[str, tuple[int, str]] = {
     "overview": (16, '<path d="M2 4h12M2 8h12M2 12h7"/>'),
     "deployments": (16, '<path d="M3 13V3M3 8h5l5-4M8 8l5 4"/>'),
     "models": (16, '<path d="M8 2l6 3v6l-6 3-6-3V5z"/>'),
+    "studies": (16, '<rect x="2.5" y="2.5" width="11" height="11" rx="1"/><path d="M8 5v6M5.5 6.5h5M5.5 9h5"/>'),
     "jobs": (16, '<path d="M3 4h10M3 8h6M3 12h8"/>'),
     "audit": (16, '<path d="M4 2h8v12H4zM6 5h4M6 8h4"/>'),
     "keys": (16, '<circle cx="5.5" cy="10.5" r="2.5"/><path d="M7.5 8.5L13 3M11 5l2 2"/>'),
     "system": (16, '<rect x="2.5" y="3" width="11" height="7" rx="1"/><path d="M6 13h4"/>'),
     "more": (16, '<path d="M3 8h.01M8 8h.01M13 8h.01" stroke-width="2.4" stroke-linecap="round"/>'),
-    "check": (16, '<path d="M3 8.5l3.5 3.5L13 4.5"/>'),
-    "cross": (16, '<path d="M4 4l8 8M12 4l-8 8"/>'),
-    "skip": (16, '<path d="M3 8h10"/>'),
+    # By catalog.checks.CheckState
+    "done": (16, '<path d="M3 8.5l3.5 3.5L13 4.5"/>'),
+    "failed": (16, '<path d="M4 4l8 8M12 4l-8 8"/>'),
+    "skipped": (16, '<path d="M3 8h10"/>'),
+    "running": (16, '<path d="M8 2.5a5.5 5.5 0 1 1-5.5 5.5"/>'),
+    "pending": (16, '<circle cx="8" cy="8" r="5.5" stroke-dasharray="1 3"/>'),
 }
 
 

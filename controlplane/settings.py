@@ -157,7 +157,7 @@ DATABASES = {
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# Redis carries Celery's messages and nothing else.
+# Redis carries Celery's messages, and counts what keys with a limit post as jobs.
 _redis_file = SIGNALBOX_HOME / "run" / "redis-url"
 REDIS_URL = environment.text("REDIS_URL") or (_redis_file.read_text().strip() if _redis_file.exists() else "")
 

@@ -1,11 +1,13 @@
 """/api/deployments/{d}/jobs/ and /api/jobs/: asynchronous predictions."""
 
+import hmac
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.core.exceptions import RequestDataTooBig
 from django.db import connection
 from django.db.models import Q
@@ -20,6 +22,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from controlplane.accounts.limits import take
 from controlplane.accounts.models import Right
 from controlplane.api.access import actor_of, key_of, person_of, require, rights, team_scope, visible_deployments
 from controlplane.api.pagination import CursorPagination
@@ -29,10 +32,13 @@ from controlplane.deployments.models import Deployment
 from controlplane.errors import DomainError, field_error
 from controlplane.jobs.bodies import OCTETS
 from controlplane.jobs.models import Job, JobQuerySet, JobStatus
+from controlplane.jobs.refusals import count_refusal
 from controlplane.jobs.services.claiming import cancel
 from controlplane.jobs.services.submitting import Asker, Submission, submit_job
 from controlplane.jobs.waiting import LONGEST_WAIT_S, wait_for
 from inference.contracts import Scope
+from inference.errors import Located
+from inference.limits import ADMITTED_HEADER, Allowance, admitted_mark
 
 # Results are payload, and stay in no cache on the way.
 UNCACHED = {"Cache-Control": "no-store"}
@@ -131,6 +137,8 @@ class JobList(GenericAPIView[Any]):
     serializer_class = JobSerializer
     pagination_class = NewestFirst
     queryset = Job.objects.none()
+    asked: Deployment | None = None
+    allowance: Allowance | None = None
 
     def get(self, request: Request, name: str) -> Response:
         """Jobs of a deployment, newest first, without their results; `?status=` filters."""
@@ -160,6 +168,9 @@ class JobList(GenericAPIView[Any]):
         """Takes a job on: 202 with its address; 200 where it ended while waiting, or was posted before."""
         found = self._deployment(request, name)
         require(request, Right.PREDICT, found.team_id)
+        key = key_of(request)
+        if key is not None and not _is_admitted(request):
+            self.allowance = take(key)
         wait_s = wait_asked(request)
         submission = self._submission(request)
         job, created = submit_job(asker=asker_of(request), deployment=found, submission=submission)
@@ -171,10 +182,36 @@ class JobList(GenericAPIView[Any]):
         )
         return later(request, response, job, wait_s)
 
+    def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Any:
+        """Tells what is left of the key's limit, of calls that were counted here."""
+        response = super().finalize_response(request, response, *args, **kwargs)
+        for name, value in (self.allowance.named if self.allowance is not None else {}).items():
+            response.headers[name] = value
+        return response
+
+    def handle_exception(self, exc: Exception) -> Response:
+        """Counts what is refused here, once: calls that the front door passes on are counted there."""
+        try:
+            response = super().handle_exception(exc)
+        except Exception:
+            self._count_refusal("internal")
+            raise
+        self._count_refusal(response.data["code"], response.data["errors"])
+        return response
+
+    def _count_refusal(self, code: str, errors: Sequence[Located] = ()) -> None:
+        request = self.request
+        # Who is nobody leaves no row: anybody could fill the tables.
+        if request.method != "POST" or not request.user or _is_admitted(request):
+            return
+        request_id: str = getattr(request._request, "request_id", "")
+        count_refusal(key=key_of(request), deployment=self.asked, code=code, errors=errors, request_id=request_id)
+
     def _deployment(self, request: Request, name: str) -> Deployment:
         found = visible_deployments(request, Right.PREDICT).filter(name=name).first()
         if found is None:
             raise Http404(f"There is no deployment “{name}”.")
+        self.asked = found
         return found
 
     def _submission(self, request: Request) -> Submission:
@@ -189,6 +226,12 @@ class JobList(GenericAPIView[Any]):
             pin=_pin(request),
             request_id=getattr(request._request, "request_id", ""),
         )
+
+
+def _is_admitted(request: Request) -> bool:
+    """Whether the front door admitted the call and counts it: nobody else knows its mark."""
+    said = request.headers.get(ADMITTED_HEADER, "")
+    return hmac.compare_digest(said.encode(), admitted_mark(settings.SECRET_KEY).encode())
 
 
 def _without_result(job: Job) -> Job:
@@ -220,8 +263,6 @@ def _body(request: HttpRequest) -> tuple[bytes, str]:
 
 
 def _most_bytes() -> int:
-    from django.conf import settings
-
     most: int = settings.SIGNALBOX_MAX_PICTURE_BYTES
     return most
 

@@ -22,8 +22,8 @@ from controlplane.jobs.payloads import Payload, unpack
 from controlplane.jobs.services.claiming import LEASE, claim_batch, fail, finish, renew
 from controlplane.predictions.cleaning import clean
 from inference.capture import fill
-from inference.contracts import CapturePolicy, Lane, Outcome, Source, SpoolRecord, VersionRoute
-from inference.errors import TABLE, InferenceError
+from inference.contracts import CapturePolicy, Lane, Source, SpoolRecord, VersionRoute
+from inference.errors import InferenceError
 from inference.runtime.picture_child import close_children
 from inference.runtime.tensors import dumps, non_finite_warnings, to_json
 from inference.worker import RuntimeHost, WorkItem, WorkResult
@@ -69,14 +69,11 @@ def _run(jobs: Sequence[Job]) -> None:
 
 
 def _end(job: Job, payload: Payload, result: WorkResult, version: VersionRoute) -> None:
-    record = _record(job, result)
     if result.outputs is None:
         error = result.error or InferenceError("internal")
-        status = TABLE[error.code].status
-        record.outcome = Outcome.CLIENT_ERROR if status < 500 else Outcome.SERVER_ERROR
-        record.status, record.code, record.rows = status, error.code, 1
-        fail(job, code=error.code, detail=error.message, prediction=record, again=error.code in AGAIN)
+        fail(job, code=error.code, detail=error.message, again=error.code in AGAIN)
         return
+    record = _record(job, result)
     deployment = job.deployment
     columns = tuple(
         msgspec.structs.replace(column, keep=deployment.column_policy.get(column.name, column.keep))

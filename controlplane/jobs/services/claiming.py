@@ -16,7 +16,7 @@ from controlplane.jobs import vault
 from controlplane.jobs.dispatch import send_later, send_now
 from controlplane.jobs.models import ATTEMPTS, FINAL, Job, JobStatus
 from controlplane.predictions.ingest import record_predictions
-from inference.contracts import SpoolRecord
+from inference.contracts import Lane, Outcome, Source, SpoolRecord
 from inference.errors import TABLE
 
 logger = logging.getLogger(__name__)
@@ -76,10 +76,10 @@ def finish(job: Job, *, result: dict[str, Any], device: str, warnings: Sequence[
     return ended
 
 
-def fail(job: Job, *, code: str, detail: str, prediction: SpoolRecord | None = None, again: bool = False) -> bool:
-    """Ends a job with an error of the table, or (`again`) lets another worker try, three times in all.
+def fail(job: Job, *, code: str, detail: str, again: bool = False) -> bool:
+    """Ends a job with an error of the table and counts it, or (`again`) lets another worker try, three times in all.
 
-    False where it was cancelled, or is another's by now. `prediction` is the record of the refusal.
+    False where it was cancelled, or is another's by now.
     """
     if again and job.attempts < ATTEMPTS:
         return _requeue(job)
@@ -87,9 +87,30 @@ def fail(job: Job, *, code: str, detail: str, prediction: SpoolRecord | None = N
         code, detail = "attempts_exhausted", f"The job failed {job.attempts} times: {detail}"
     with transaction.atomic():
         ended = _end(job, JobStatus.FAILED, error={"code": code, "detail": detail, "retryable": TABLE[code].retryable})
-        if ended and prediction is not None:
-            record_predictions([prediction])
+        if ended:
+            record_predictions([_failure(job, code)])
     return ended
+
+
+def _failure(job: Job, code: str) -> SpoolRecord:
+    """A failed job as the log counts it: a call that got an error, with no payload."""
+    status = TABLE[code].status
+    return SpoolRecord(
+        id=str(job.pk),
+        at=job.created_at.timestamp(),
+        source=Source(job.source),
+        deployment_id=str(job.deployment_id),
+        version_id=str(job.version_id),
+        version=job.number,
+        revision=job.revision,
+        key_id=str(job.key_id) if job.key_id else "",
+        pinned=job.pinned,
+        lane=Lane.JOB,
+        outcome=Outcome.SERVER_ERROR if status >= 500 else Outcome.CLIENT_ERROR,
+        status=status,
+        code=code,
+        context={"request_id": job.request_id} if job.request_id else {},
+    )
 
 
 def cancel(*, actor: Actor, job: Job) -> Job:

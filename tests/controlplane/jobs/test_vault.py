@@ -1,5 +1,7 @@
 """Encrypted files: nothing readable on the disk, nothing readable without its key."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,18 @@ def test_a_disk_without_room_takes_no_job(home: Path, monkeypatch: pytest.Monkey
         vault.seal(b"one more")
     assert refused.value.code == "storage_full"
     assert not [path for path in home.rglob("*") if path.is_file()]
+
+
+def test_a_file_that_is_erased_while_the_old_ones_are_listed_is_no_error(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [vault.seal(content)[0] for content in (b"one", b"two", b"three")]
+    stat = Path.stat
+
+    def stat_of_one_that_goes(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if path.name == names[1]:
+            path.unlink(missing_ok=True)
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(Path, "stat", stat_of_one_that_goes)
+    assert set(vault.names_older_than(time.time() + 60)) == {names[0], names[2]}

@@ -9,9 +9,9 @@ from typing import Any
 
 from django.conf import settings
 
+from controlplane.deployments.services.trial import ARRIVES_WITHIN_S, TrialKey
+
 ANSWER_WITHIN_S = 30.0
-# A trial key that was made this moment reaches the data plane within a second or so.
-KEY_ARRIVES_WITHIN_S = 4.0
 # Straight to the front door: a proxy of the host's environment would see the key and what was asked.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -55,11 +55,14 @@ def public_url() -> str:
     return settings.SIGNALBOX_PUBLIC_URL or base_url()
 
 
-def call(path: str, key: str, body: bytes, content_type: str) -> Answer:
-    """POSTs to the front door and waits for the answer; an outage is an Answer too, never an exception."""
-    gives_up_at = time.monotonic() + KEY_ARRIVES_WITHIN_S
+def call(path: str, key: TrialKey, body: bytes, content_type: str) -> Answer:
+    """POSTs to the front door and waits for the answer; an outage is an Answer too, never an exception.
+
+    A fresh key that the front door does not know yet is waited for; any other refusal is the answer.
+    """
+    gives_up_at = time.monotonic() + (ARRIVES_WITHIN_S if key.is_fresh else 0.0)
     while True:
-        answer = _call_once(path, key, body, content_type)
+        answer = _call_once(path, key.token, body, content_type)
         if answer.status != 401 or time.monotonic() >= gives_up_at:
             return answer
         time.sleep(0.2)

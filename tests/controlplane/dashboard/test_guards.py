@@ -13,11 +13,11 @@ from controlplane.catalog.models import ModelVersion
 from controlplane.dashboard.pages.tryit import read_answer
 from controlplane.dashboard.trial import Answer, call
 from controlplane.deployments.models import Deployment
+from controlplane.deployments.services.trial import TrialKey
 from controlplane.jobs.models import Job, JobStatus, PayloadKind
 from controlplane.predictions.ingest import record_predictions
 from controlplane.predictions.models import Prediction
-from tests.controlplane.cast import Caller, new_user
-from tests.controlplane.dashboard.conftest import signed_in
+from tests.controlplane.cast import Caller, new_user, signed_in
 from tests.controlplane.predictions.records import served
 
 
@@ -128,6 +128,7 @@ def test_a_trial_call_goes_past_the_hosts_proxy(monkeypatch: pytest.MonkeyPatch,
         closed.close()
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
         monkeypatch.delenv("no_proxy", raising=False)
-        assert call("/v1/models/checkout:predict", "sb_test_x", b"{}", "application/json").status == 0
+        key = TrialKey("sb_test_x", is_fresh=False)
+        assert call("/v1/models/checkout:predict", key, b"{}", "application/json").status == 0
         with pytest.raises(TimeoutError):
             proxy.accept()

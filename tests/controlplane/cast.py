@@ -46,10 +46,14 @@ class Caller:
         return response
 
 
-def person(user: User) -> Caller:
+def signed_in(user: User) -> Client:
     client = Client()
     client.force_login(user)
-    return Caller(client, {})
+    return client
+
+
+def person(user: User) -> Caller:
+    return Caller(signed_in(user), {})
 
 
 def bearer(token: str) -> Caller:
@@ -72,4 +76,4 @@ def new_key(team: Team, scopes: Sequence[str], **options: Any) -> tuple[ApiKey, 
     return issue_key(actor=ACTOR, team=team, label=f"{team.name} {' '.join(scopes)}", scopes=scopes, **options)
 
 
-__all__ = ["ACTOR", "Caller", "Role", "bearer", "new_key", "new_user", "nobody", "person"]
+__all__ = ["ACTOR", "Caller", "Role", "bearer", "new_key", "new_user", "nobody", "person", "signed_in"]

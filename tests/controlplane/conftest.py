@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from django.test import Client
 
 from controlplane.accounts.models import ApiKey, Role, Team, User
-from tests.controlplane.cast import Caller, bearer, new_key, new_user, person
+from tests.controlplane.cast import Caller, bearer, new_key, new_user, person, signed_in
 
 if TYPE_CHECKING:
     from pytest_django import DjangoDbBlocker, Settings
@@ -63,6 +64,22 @@ def as_colleague(colleague: User) -> Caller:
 @pytest.fixture
 def as_outsider(outsider: User) -> Caller:
     return person(outsider)
+
+
+@pytest.fixture
+def owners(owner: User) -> Client:
+    """The owner's browser."""
+    return signed_in(owner)
+
+
+@pytest.fixture
+def colleagues(colleague: User) -> Client:
+    return signed_in(colleague)
+
+
+@pytest.fixture
+def outsiders(outsider: User) -> Client:
+    return signed_in(outsider)
 
 
 @pytest.fixture

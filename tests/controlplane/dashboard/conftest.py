@@ -1,10 +1,9 @@
-"""A deployment with two versions at 90/10, and clients signed in as the cast."""
+"""A deployment with two versions at 90/10."""
 
 import pytest
-from django.test import Client
 from django.utils import timezone
 
-from controlplane.accounts.models import Team, User
+from controlplane.accounts.models import Team
 from controlplane.catalog.models import ModelVersion
 from controlplane.deployments.models import Deployment, RevisionState, SplitRevision
 from tests.controlplane.deployments.rows import make_deployment, make_model, make_version
@@ -31,24 +30,3 @@ def deployment(team: Team, versions: list[ModelVersion]) -> Deployment:
     )
     Deployment.objects.filter(pk=made.pk).update(next_revision=2)
     return made
-
-
-def signed_in(user: User) -> Client:
-    client = Client()
-    client.force_login(user)
-    return client
-
-
-@pytest.fixture
-def owners(owner: User) -> Client:
-    return signed_in(owner)
-
-
-@pytest.fixture
-def colleagues(colleague: User) -> Client:
-    return signed_in(colleague)
-
-
-@pytest.fixture
-def outsiders(outsider: User) -> Client:
-    return signed_in(outsider)

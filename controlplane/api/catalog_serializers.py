@@ -1,5 +1,6 @@
 """Shapes of models and versions in the control API. Meaning is checked by the catalog's services."""
 
+from dataclasses import asdict
 from typing import Any
 
 from django.urls import reverse
@@ -7,6 +8,7 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from controlplane.catalog.checks import Check, CheckState, checks_of
 from controlplane.catalog.models import ModelVersion, RegisteredModel
 from inference.contracts import Activation, Task
 
@@ -71,13 +73,28 @@ class VersionSerializer(serializers.ModelSerializer[ModelVersion]):
         return reverse("version", args=[version.model.name, version.number])
 
 
+class CheckSerializer(serializers.Serializer[Check]):
+    """One check of a version's validation, as it stands now."""
+
+    name = serializers.CharField(read_only=True)
+    state = serializers.ChoiceField(choices=list(CheckState), read_only=True)
+    detail = serializers.CharField(read_only=True)
+
+
+@extend_schema_field(CheckSerializer(many=True))
+class ChecksField(serializers.Field[Any, Any, Any, Any]):
+    def to_representation(self, version: ModelVersion) -> list[dict[str, Any]]:
+        return [asdict(check) for check in checks_of(version)]
+
+
 class VersionDetailSerializer(VersionSerializer):
-    """A version with its validation report."""
+    """A version with its validation report, and the checks of its validation from the moment it was uploaded."""
 
     report = serializers.JSONField(read_only=True, allow_null=True)
+    checks = ChecksField(source="*", read_only=True)
 
     class Meta(VersionSerializer.Meta):
-        fields = [*VersionSerializer.Meta.fields, "report"]
+        fields = [*VersionSerializer.Meta.fields, "report", "checks"]
         read_only_fields = fields
 
 

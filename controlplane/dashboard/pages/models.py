@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from django.db.models import Count, Max, Q
 
 from controlplane.accounts.models import User
+from controlplane.catalog.checks import Check, checks_of
 from controlplane.catalog.models import ModelVersion, RegisteredModel, VersionState
 from controlplane.deployments.models import Deployment, RevisionState, SplitRevision
-from inference.contracts import ReportCheck, Signature, Task, ValidationReport
+from inference.contracts import Signature, Task, ValidationReport
 
 TONES = {
     VersionState.UPLOADED: "busy",
@@ -51,7 +52,7 @@ class ReportPage:
     tone: str
     busy: bool
     report: ValidationReport | None
-    checks: list[ReportCheck]
+    checks: list[Check]
     signature: Signature | None
     operators: list[tuple[str, int]]
     # What would make the version more useful: (what, why).
@@ -100,7 +101,7 @@ def report_page(version: ModelVersion) -> ReportPage:
         tone=TONES[VersionState(version.state)],
         busy=busy,
         report=report,
-        checks=list(report.checks) if report else [],
+        checks=checks_of(version),
         signature=report.signature if report else None,
         operators=operators,
         missing=[] if busy or version.state != VersionState.READY else _missing(version),

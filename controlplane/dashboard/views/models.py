@@ -129,8 +129,12 @@ def upload(request: HttpRequest, name: str) -> HttpResponse:
 @require_safe
 def version(request: HttpRequest, name: str, number: int) -> HttpResponse:
     found = find_version(request, name, number)
+    page = report_page(found)
+    if request.headers.get("HX-Request") and not page.busy:
+        # Only a page that waits asks so. What may be done now stands outside the live region: have it loaded anew.
+        return HttpResponse(status=204, headers={"HX-Refresh": "true"})
     context = {
-        "page": report_page(found),
+        "page": page,
         "may_upload": user_of(request).has_right(Right.UPLOAD, found.model.team_id),
         "may_deploy": user_of(request).has_right(Right.DEPLOY, found.model.team_id),
     }

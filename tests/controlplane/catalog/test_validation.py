@@ -12,6 +12,7 @@ from kombu.exceptions import OperationalError
 
 from controlplane.accounts.models import Team
 from controlplane.audit.models import AuditEvent
+from controlplane.catalog.checks import Check, CheckState, checks_of, planned
 from controlplane.catalog.models import ModelVersion, RegisteredModel, VersionState
 from controlplane.catalog.services import (
     add_golden,
@@ -26,12 +27,15 @@ from controlplane.catalog.storage import path_of
 from controlplane.catalog.tasks import validate_version
 from controlplane.celery import app
 from controlplane.errors import DomainError
-from inference.contracts import Activation, Task, ValidationReport
+from inference.contracts import Activation, ReportCheck, Task, ValidationReport
+from inference.runtime import validate
 from tests.controlplane.cast import ACTOR
 from tests.controlplane.catalog.uploads import draft, new_model, ready, upload
 from tests.inference import toys
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("store", "sandbox")]
+
+ENDED = (CheckState.DONE, CheckState.SKIPPED)
 
 
 @pytest.fixture
@@ -130,6 +134,67 @@ def test_a_reference_set_may_come_later_and_must_fit_the_signature(model: Regist
         and changed.reference_name == "r.csv"
     )
     assert AuditEvent.objects.filter(action="version.reference").count() == 1
+
+
+def test_progress_is_written_down_while_the_child_works(
+    model: RegisteredModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The endless loop is ended by its clock: what was seen until then is seen by others, and stays."""
+    version, _ = upload(model, toys.endless_loop())
+    seen: list[list[Check]] = []
+    written = validation._tell
+
+    def tell_and_look(claim: validation._Claim, done: tuple[ReportCheck, ...]) -> None:
+        written(claim, done)
+        seen.append(checks_of(ModelVersion.objects.get(pk=version.pk)))
+
+    monkeypatch.setattr(validation, "_tell", tell_and_look)
+    monkeypatch.setattr(validate, "WALL_S", 2.0)
+    assert [check.state for check in checks_of(version)] == [CheckState.PENDING] * len(planned(version))
+    assert validate_one(version.pk)
+    assert 1 <= len(seen) <= 8
+    states = {check.name: check.state for check in seen[0]}
+    assert (states["file"], states["sample"], states["latency"]) == ("done", "running", "pending")
+    version.refresh_from_db()
+    assert (version.state, version.code, version.progress) == (VersionState.REJECTED, "validation_failed", [])
+    *done, failed = checks_of(version)
+    assert [check.name for check in done] == [check.name for check in seen[-1] if check.state in ENDED]
+    assert (failed.name, failed.state, failed.detail) == ("sample", CheckState.FAILED, version.reason)
+
+
+def test_the_reference_set_is_a_check_of_the_report(model: RegisteredModel) -> None:
+    version, _ = upload(model, columns="a,b,c", reference=b"a,b,c\n1,2,3\n")
+    assert checks_of(version)[-1] == Check("reference", CheckState.PENDING)
+    assert checks_of(validate_now(version))[-1] == Check("reference", CheckState.DONE, "csv, 1 rows")
+    refused = validate_now(upload(model, columns="a,b,c", reference=b"a,b,c\n1,2,x\n", labels="x,y")[0])
+    assert checks_of(refused)[-1] == Check("reference", CheckState.FAILED, refused.reason)
+
+
+def test_a_lost_worker_leaves_what_it_had_done_and_another_starts_over(model: RegisteredModel) -> None:
+    version, _ = upload(model)
+    for _ in range(validation.MOST_ATTEMPTS):
+        claim = validation._claim(version.pk)
+        assert claim is not None and claim.version.progress == []
+        validation._tell(claim, (ReportCheck(name="file", ok=True), ReportCheck(name="graph", ok=True)))
+        ModelVersion.objects.filter(pk=version.pk).update(leased_until=timezone.now() - timedelta(seconds=1))
+    assert validation.reject_exhausted() == 1
+    version.refresh_from_db()
+    assert [(check.name, check.state) for check in checks_of(version)] == [
+        ("file", "done"),
+        ("graph", "done"),
+        ("types", "failed"),
+    ]
+
+
+def test_a_late_worker_tells_nothing_of_the_one_after_it(model: RegisteredModel) -> None:
+    version, _ = upload(model)
+    late = validation._claim(version.pk)
+    assert late is not None
+    ModelVersion.objects.filter(pk=version.pk).update(leased_until=timezone.now() - timedelta(seconds=1))
+    assert validation._claim(version.pk) is not None
+    validation._tell(late, (ReportCheck(name="file", ok=True),))
+    version.refresh_from_db()
+    assert version.progress == []
 
 
 def test_the_task_of_the_worker_validates_by_id(model: RegisteredModel) -> None:

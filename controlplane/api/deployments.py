@@ -26,6 +26,7 @@ from controlplane.api.deployments_serializers import (
 )
 from controlplane.api.pagination import CursorPagination
 from controlplane.api.schema import described
+from controlplane.catalog.samples import sample_row
 from controlplane.deployments.documents import active_route
 from controlplane.deployments.models import (
     Deployment,
@@ -269,7 +270,7 @@ class PredictionApi(DeploymentView):
         route = active_route(found)
         version = described_version(route, request.query_params.get("version"))
         base_url = settings.SIGNALBOX_PUBLIC_URL or request.build_absolute_uri("/").rstrip("/")
-        return Response(describe(route, version, base_url))
+        return Response(describe(route, version, base_url, sample_row(version)))
 
 
 def described_version(route: DeploymentRoute, number: str | None) -> VersionRoute:

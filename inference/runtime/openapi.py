@@ -10,7 +10,7 @@ from typing import Any
 from inference.contracts import Datatype, DeploymentRoute, TensorSpec, VersionRoute
 from inference.errors import TABLE
 from inference.runtime.plans import plan_of
-from inference.runtime.sample_calls import is_whole, v1_body, v1_zeros, v2_body, v2_specs
+from inference.runtime.sample_calls import is_whole, v1_body, v1_filled, v2_body, v2_specs
 
 _JSON_TYPES: dict[Datatype, dict[str, Any]] = {
     Datatype.BOOL: {"type": "boolean"},
@@ -39,7 +39,8 @@ def describe(
     """The OpenAPI 3.1 document of the V1 and V2 predict calls; `base_url` has no slash at its end.
 
     The programs of `examples` stand in the V1 call's description, for people, and under x-codeSamples, for tools.
-    `sample`: values of one row by column name, or of one row by input name, that examples show instead of zeros.
+    `sample`: values of one row by column name, or of one row by input name, that examples show instead of
+    neutral ones.
     """
     name = deployment.name
     programs = examples(deployment, version, base_url, KEY_PLACEHOLDER, sample)
@@ -85,9 +86,9 @@ def examples(
     url = f"{base_url}/v1/models/{deployment.name}:predict"
     document = v1_body(version, sample)
     if document is None:
-        program = f"import json; print(json.dumps({v1_zeros(version, python=True)}))"
+        program = f"import json; print(json.dumps({v1_filled(version, python=True)}))"
         curl, sent = f"python3 -c {shlex.quote(program)} |\n", "@-"
-        python_body, script_body = v1_zeros(version, python=True), v1_zeros(version, python=False)
+        python_body, script_body = v1_filled(version, python=True), v1_filled(version, python=False)
     else:
         shown = json.dumps(document)
         curl, sent = "", shlex.quote(shown)

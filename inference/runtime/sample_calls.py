@@ -14,8 +14,9 @@ _PNG = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAEElEQVR4nGNsYIAAJgaKGAAm
 # A free dimension that is not the batch gets this many cells in an example.
 _FREE = 1
 # A body with more cells is no help to a reader; programs then make it.
-_MOST_CELLS = 2048
-_ZEROS: dict[Datatype, Any] = {Datatype.BOOL: False, Datatype.BYTES: "text"}
+MOST_CELLS = 2048
+# What validation tries first, so that an example made of them runs; 0 would read as a value that is missing.
+_NEUTRAL: dict[Datatype, Any] = {Datatype.BOOL: True, Datatype.BYTES: "0"}
 
 
 def v1_body(version: VersionRoute, sample: Sample | None) -> dict[str, Any] | None:
@@ -40,10 +41,10 @@ def v1_body(version: VersionRoute, sample: Sample | None) -> dict[str, Any] | No
     return {"instances": [row] * (1 if whole else _batch(inputs[0]))}
 
 
-def v1_zeros(version: VersionRoute, *, python: bool) -> str:
-    """Source, in Python or JavaScript, of an expression that makes a V1 body of zeros."""
+def v1_filled(version: VersionRoute, *, python: bool) -> str:
+    """Source, in Python or JavaScript, of an expression that makes a V1 body too large to be shown."""
     start = 0 if is_whole(version) else 1
-    rows = {spec.name: _source(_zero(spec), spec.shape[start:], python) for spec in version.signature.inputs}
+    rows = {spec.name: _source(_neutral(spec), spec.shape[start:], python) for spec in version.signature.inputs}
     named = "{" + ", ".join(f"{json.dumps(name)}: {row}" for name, row in rows.items()) + "}"
     row = next(iter(rows.values())) if len(rows) == 1 else named
     batch = _batch(version.signature.inputs[0]) if start else 1
@@ -90,7 +91,7 @@ def is_whole(version: VersionRoute) -> bool:
 
 def _is_large(version: VersionRoute) -> bool:
     return (
-        sum(prod(_FREE if size < 0 else size for size in spec.shape) for spec in version.signature.inputs) > _MOST_CELLS
+        sum(prod(_FREE if size < 0 else size for size in spec.shape) for spec in version.signature.inputs) > MOST_CELLS
     )
 
 
@@ -98,12 +99,12 @@ def _batch(spec: TensorSpec) -> int:
     return spec.shape[0] if spec.shape and spec.shape[0] > 0 else 1
 
 
-def _zero(spec: TensorSpec) -> Any:
-    return _ZEROS.get(spec.datatype, 0.0 if spec.datatype.startswith("FP") else 0)
+def _neutral(spec: TensorSpec) -> Any:
+    return _NEUTRAL.get(spec.datatype, 0.5 if spec.datatype.startswith("FP") else 1)
 
 
-def _source(zero: Any, shape: tuple[int, ...], python: bool) -> str:
-    source = "False" if python and zero is False else json.dumps(zero)
+def _source(value: Any, shape: tuple[int, ...], python: bool) -> str:
+    source = repr(value) if python else json.dumps(value)
     for size in reversed(shape):
         count = _FREE if size < 0 else size
         source = f"[{source}] * {count}" if python else f"Array({count}).fill({source})"
@@ -115,12 +116,12 @@ def _row_shape(spec: TensorSpec, names: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def _row_of(spec: TensorSpec, shape: tuple[int, ...], sample: Sample | None, names: tuple[str, ...]) -> Any:
-    """Values of one row: from `sample` by input or by column name where it has them, else zeros of `shape`."""
+    """Values of one row: from `sample` by input or by column name where it has them, else neutral ones of `shape`."""
     if sample and spec.name in sample and spec.name not in names:
-        return sample[spec.name]
+        return sample[spec.name] if shape else _first(sample[spec.name], _neutral(spec))
     if names:
-        return [_first((sample or {}).get(name), _zero(spec)) for name in names]
-    row: Any = _zero(spec)
+        return [_first((sample or {}).get(name), _neutral(spec)) for name in names]
+    row: Any = _neutral(spec)
     for size in reversed(shape):
         row = [row] * (_FREE if size < 0 else size)
     return row

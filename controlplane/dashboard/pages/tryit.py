@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from controlplane.catalog.samples import sample_row
 from controlplane.dashboard.trial import Answer, public_url
 from inference.contracts import Datatype, DeploymentRoute, TensorSpec, VersionRoute
 from inference.runtime.openapi import KEY_PLACEHOLDER, examples
+from inference.runtime.plans import plan_of
 from inference.runtime.sample_calls import v1_body
 
 # A vector of more cells is easier typed as JSON.
@@ -21,9 +23,12 @@ class Cell:
 
     name: str
     label: str
-    whole: bool
-    text: bool
+    datatype: Datatype
     value: str
+
+    @property
+    def text(self) -> bool:
+        return self.datatype in (Datatype.BYTES, Datatype.BOOL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +72,29 @@ def try_page(route: DeploymentRoute, pinned: int | None) -> TryPage | None:
     if number is None or number not in route.versions:
         return None
     version = route.versions[number]
-    programs = examples(route, version, public_url(), KEY_PLACEHOLDER)
-    cells = _cells(version)
-    sample = "" if version.task.takes_pictures else json.dumps(v1_body(version, None), indent=2)
-    return TryPage(route, version, pinned, cells, bool(version.columns), sample, programs)
+    row = sample_row(version)
+    programs = examples(route, version, public_url(), KEY_PLACEHOLDER, row)
+    body = None if version.task.takes_pictures else v1_body(version, row)
+    cells = _cells(version, body["instances"][0]) if body is not None else []
+    sample = json.dumps(body, indent=2) if body is not None else ""
+    return TryPage(route, version, pinned, cells, bool(plan_of(version).columns), sample, programs)
 
 
-def _cells(version: VersionRoute) -> list[Cell]:
-    if version.task.takes_pictures:
-        return []
-    if version.columns:
-        spec = version.signature.inputs[0]
-        return [_cell(column.name, column.name, spec) for column in version.columns[:MOST_CELLS]]
+def _cells(version: VersionRoute, row: Any) -> list[Cell]:
+    """The cells of one row, filled with the example's; none where a form cannot hold the row."""
+    inputs = version.signature.inputs
+    if names := plan_of(version).columns:
+        return [_cell(name, name, inputs[0], row[name]) for name in names] if len(names) <= MOST_CELLS else []
     cells: list[Cell] = []
-    for spec in version.signature.inputs:
+    for spec in inputs:
         width = _width(spec)
         if width is None or len(cells) + width > MOST_CELLS:
             return []
+        found = row if len(inputs) == 1 else row[spec.name]
+        values = found if isinstance(found, list) else [found]
         cells += [
-            _cell(f"{spec.name}[{i}]", spec.name if width == 1 else f"{spec.name} {i}", spec) for i in range(width)
+            _cell(f"{spec.name}[{i}]", spec.name if width == 1 else f"{spec.name} {i}", spec, values[i])
+            for i in range(width)
         ]
     return cells
 
@@ -97,9 +106,9 @@ def _width(spec: TensorSpec) -> int | None:
     return spec.shape[1] if len(spec.shape) == 2 and spec.shape[1] > 0 else None
 
 
-def _cell(name: str, label: str, spec: TensorSpec) -> Cell:
-    text = spec.datatype == Datatype.BYTES
-    return Cell(f"cell_{name}", label, spec.datatype in WHOLE, text, "" if text else "0")
+def _cell(name: str, label: str, spec: TensorSpec, value: Any) -> Cell:
+    shown = value if isinstance(value, str) else "" if value is None else json.dumps(value)
+    return Cell(f"cell_{name}", label, spec.datatype, shown)
 
 
 def body_from_cells(page: TryPage, typed: Mapping[str, str]) -> dict[str, Any]:
@@ -116,10 +125,12 @@ def body_from_cells(page: TryPage, typed: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _value(text: str, cell: Cell) -> Any:
-    if cell.text:
+    if cell.datatype is Datatype.BYTES:
         return text
+    if cell.datatype is Datatype.BOOL:
+        return {"true": True, "false": False}.get(text.strip().lower(), text or None)
     try:
-        return int(text) if cell.whole else float(text)
+        return int(text) if cell.datatype in WHOLE else float(text)
     except ValueError:
         return text or None
 

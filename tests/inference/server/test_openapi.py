@@ -73,10 +73,15 @@ def test_a_sample_fills_the_examples() -> None:
     sample: dict[str, list[Any]] = {"amount": [12.5], "país": [None]}
     document = describe(deployment_of(NAMED), NAMED, "http://host", sample)
     content = document["paths"]["/v1/models/toy-live:predict"]["post"]["requestBody"]["content"]["application/json"]
-    assert content["example"] == {"instances": [{"amount": 12.5, 'it\'s "age"': 0.0, "país": None}]}
+    assert content["example"] == {"instances": [{"amount": 12.5, 'it\'s "age"': 0.5, "país": None}]}
     sample = {"a": [1.5, 2.5], "s": ["hi"]}
     document = describe(deployment_of(TWO), TWO, "http://host", sample)
-    assert _v2_example(document)["inputs"][0]["data"] == [1.5, 2.5]
+    inputs = _v2_example(document)["inputs"]
+    assert [(tensor["shape"], tensor["data"]) for tensor in inputs] == [
+        ([1, 2], [1.5, 2.5]),
+        ([1], ["hi"]),
+        ([1, 1], [True]),
+    ]
 
 
 def _v2_example(document: dict[str, Any]) -> dict[str, Any]:

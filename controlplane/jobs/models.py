@@ -1,10 +1,12 @@
 """Asynchronous jobs. The row is the truth: whoever holds its lease works on it, and it is finished once."""
 
 import uuid
-from datetime import datetime
+from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import models
+from django.db.models.functions import Now
 
 from controlplane.accounts.models import ApiKey, User
 from controlplane.catalog.models import ModelVersion
@@ -13,6 +15,8 @@ from inference.contracts import Source
 from inference.routing import uuid7
 
 ATTEMPTS = 3
+# A worker that was not heard of for so long counts as gone.
+WORKER_SILENT_S = 15
 
 
 class JobStatus(models.TextChoices):
@@ -46,6 +50,10 @@ class JobQuerySet(models.QuerySet["Job"]):
         """Jobs that this key asked for itself."""
         return self.filter(key=key)
 
+    def private_among(self, ids: Iterable[uuid.UUID]) -> set[uuid.UUID]:
+        """Which of these jobs, or of the predictions that they became, are private. One query."""
+        return set(self.filter(pk__in=list(ids), private=True).values_list("pk", flat=True))
+
     def unfinished(self) -> "JobQuerySet":
         return self.filter(status__in=[JobStatus.QUEUED, JobStatus.RUNNING])
 
@@ -64,6 +72,8 @@ class Job(models.Model):
     revision = models.PositiveIntegerField()
     pinned = models.BooleanField(default=False)
     source = models.CharField(max_length=8, choices=[(s.value, s.value) for s in Source], default=Source.LIVE.value)
+    # Part of something that has its own page and readers (a study): what it holds is told nowhere else.
+    private = models.BooleanField(default=False, db_default=False)
     key = models.ForeignKey(ApiKey, on_delete=models.SET_NULL, null=True, related_name="+")
     user = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
     client_id = models.CharField(max_length=128, blank=True)
@@ -157,3 +167,21 @@ class Job(models.Model):
             "result": self.result,
             "error": self.error,
         }
+
+
+class WorkerQuerySet(models.QuerySet["Worker"]):
+    def alive(self) -> "WorkerQuerySet":
+        """Workers that beat lately, by the database's clock."""
+        return self.filter(seen_at__gt=Now() - timedelta(seconds=WORKER_SILENT_S))
+
+
+class Worker(models.Model):
+    """A process that takes heavy jobs, as it reports itself every few seconds."""
+
+    name = models.CharField(max_length=200, primary_key=True)
+    seen_at = models.DateTimeField()
+
+    objects = WorkerQuerySet.as_manager()
+
+    def __str__(self) -> str:
+        return self.name

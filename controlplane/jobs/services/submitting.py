@@ -19,7 +19,7 @@ from controlplane.errors import DomainError
 from controlplane.jobs import vault
 from controlplane.jobs.bodies import read_body
 from controlplane.jobs.dispatch import send_later
-from controlplane.jobs.models import Job, JobStatus
+from controlplane.jobs.models import Job, JobStatus, PayloadKind
 from controlplane.jobs.payloads import Payload, pack, without_identifiers
 from inference.contracts import DeploymentRoute, Source, VersionRoute
 from inference.errors import InferenceError
@@ -91,6 +91,54 @@ def submit_job(*, asker: Asker, deployment: Deployment, submission: Submission) 
     return _store(asker, deployment, submission, version, route.revision, payload, asked.rows, warnings)
 
 
+def enqueue_private(
+    *,
+    asker: Asker,
+    deployment: Deployment,
+    version: VersionRoute,
+    revision: int,
+    sealed: tuple[str, bytes],
+    rows: int,
+    warnings: list[str],
+    request_id: str = "",
+) -> Job:
+    """A private job for pictures that were read and sealed already: its row, and its message once that is committed.
+
+    `sealed`: what `seal_pictures` returned; the caller removes the file where its transaction fails.
+    """
+    return _insert(
+        asker,
+        deployment,
+        Submission(b"", "", request_id=request_id),
+        version,
+        revision,
+        PayloadKind.PICTURE if rows == 1 else PayloadKind.PICTURES,
+        sealed,
+        rows,
+        warnings,
+        private=True,
+    )
+
+
+def seal_pictures(pictures: list[bytes]) -> tuple[str, bytes]:
+    """Stores pictures without identifiers as a job's input; its name and wrapped key. Raises DomainError."""
+    return vault.seal(pack(Payload(pictures)))
+
+
+def version_for(deployment: Deployment, sticky_key: str) -> tuple[VersionRoute, int]:
+    """The version that the split gives a sticky key now, and the split's revision.
+
+    Raises DomainError `gone` and `no_active_version`.
+    """
+    if deployment.retired_at is not None:
+        raise DomainError("gone", f"The deployment {deployment.name} was retired.")
+    route = active_route(deployment)
+    try:
+        return _choose_version(route, Submission(b"", "", sticky_key=sticky_key)), route.revision
+    except InferenceError as error:
+        raise DomainError.from_inference(error) from error
+
+
 def _choose_version(route: DeploymentRoute, submission: Submission) -> VersionRoute:
     """By the split, with the same keys in the same order as the front door; or the version that was named."""
     if submission.pin is not None:
@@ -150,33 +198,51 @@ def _store(
                 earlier = _same_job(asker, deployment, submission)
                 if earlier is not None:
                     return earlier, False
-            now = timezone.now()
-            job = Job.objects.create(
-                deployment=deployment,
-                version_id=uuid.UUID(version.id),
-                number=version.number,
-                revision=revision,
-                pinned=submission.pin is not None,
-                source=Source.TEST if asker.key is not None and asker.key.test else Source.LIVE,
-                key=asker.key,
-                user=asker.user,
-                client_id=submission.client_id,
-                context=submission.context,
-                request_id=submission.request_id,
-                asker=asker.name,
-                idempotency_key=submission.idempotency_key,
-                body_sha256=submission.digest,
-                payload_kind=payload.kind,
-                payload=name,
-                payload_key=key,
-                rows=rows,
-                warnings=warnings,
-                created_at=now,
-                dispatched_at=now,
-            )
-            send_later(job.pk)
+            job = _insert(asker, deployment, submission, version, revision, payload.kind, (name, key), rows, warnings)
             stored = True
         return job, True
     finally:
         if not stored:
             vault.remove(name)
+
+
+def _insert(
+    asker: Asker,
+    deployment: Deployment,
+    submission: Submission,
+    version: VersionRoute,
+    revision: int,
+    kind: PayloadKind,
+    sealed: tuple[str, bytes],
+    rows: int,
+    warnings: list[str],
+    private: bool = False,
+) -> Job:
+    now = timezone.now()
+    job = Job.objects.create(
+        deployment=deployment,
+        version_id=uuid.UUID(version.id),
+        number=version.number,
+        revision=revision,
+        pinned=submission.pin is not None,
+        source=Source.TEST if asker.key is not None and asker.key.test else Source.LIVE,
+        private=private,
+        key=asker.key,
+        user=asker.user,
+        client_id=submission.client_id,
+        context=submission.context,
+        request_id=submission.request_id,
+        asker=asker.name,
+        idempotency_key=submission.idempotency_key,
+        # A hash would tell whether a picture is the same as one at hand.
+        body_sha256="" if private else submission.digest,
+        payload_kind=kind,
+        payload=sealed[0],
+        payload_key=sealed[1],
+        rows=rows,
+        warnings=warnings,
+        created_at=now,
+        dispatched_at=now,
+    )
+    send_later(job.pk)
+    return job

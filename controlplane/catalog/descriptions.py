@@ -27,6 +27,10 @@ UNPRINTABLE = re.compile(
 SHA256 = re.compile(r"[0-9a-f]{64}")
 COMMIT = re.compile(r"[0-9a-f]{7,64}")
 INTENDED_USE = ("modality", "body_part", "view", "age_range")
+# Of a label's performance on record.
+SHARES = ("threshold", "sensitivity", "specificity")
+COUNTS = ("positives", "negatives")
+MOST_CASES = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Description:
     source_run_url: str = ""
     source_data_sha256: str = ""
     intended_use: dict[str, str] = field(default_factory=dict)
+    performance: dict[str, Any] = field(default_factory=dict)
     notes: str = ""
 
     def identity(self, model_sha256: str) -> str:
@@ -96,6 +101,7 @@ def describe(given: Mapping[str, Any]) -> Description:
         source_run_url=_web_address(given, "source_run_url"),
         source_data_sha256=_matching(given, "source_data_sha256", SHA256, "A data hash is 64 hexadecimal digits."),
         intended_use=read_intended_use(given.get("intended_use")),
+        performance=read_performance(given.get("performance"), labels),
         notes=read_text(given.get("notes"), "notes", 4000),
     )
 
@@ -170,6 +176,37 @@ def read_intended_use(given: Any) -> dict[str, str]:
         if name not in INTENDED_USE:
             _refuse("validation_error", ["intended_use", name], f"Known are {', '.join(INTENDED_USE)}.")
     return {name: read_text(text, "intended_use", 200) for name, text in value.items() if text not in (None, "")}
+
+
+def read_performance(given: Any, labels: Sequence[str] = ()) -> dict[str, Any]:
+    """What is on record about a version: {"source": where it was measured, "labels": {label: SHARES and COUNTS}}.
+
+    Raises `validation_error`, or `bad_labels` for a label that is not one of `labels`.
+    """
+    if given in (None, "", {}):
+        return {}
+    value = _json(given, "validation_error", "performance")
+    if not isinstance(value, dict) or set(value) != {"source", "labels"} or not isinstance(value["labels"], dict):
+        _refuse("validation_error", "performance", "The performance is an object of source and labels.")
+    for label, figures in value["labels"].items():
+        read_text(label, "performance", NAME_LENGTH)
+        if labels and label not in labels:
+            _refuse("bad_labels", ["performance", "labels", label], f"“{label}” is not one of the labels.")
+        if not isinstance(figures, dict) or set(figures) != {*SHARES, *COUNTS}:
+            message = f"Give {', '.join((*SHARES, *COUNTS))}."
+            _refuse("validation_error", ["performance", "labels", label], message)
+        for name, figure in figures.items():
+            _check_figure(figure, label, name)
+    return {"source": read_text(value["source"], "performance", 200), "labels": value["labels"]}
+
+
+def _check_figure(figure: Any, label: str, name: str) -> None:
+    where = ["performance", "labels", label, name]
+    if name in COUNTS:
+        if isinstance(figure, bool) or not isinstance(figure, int) or not 1 <= figure <= MOST_CASES:
+            _refuse("validation_error", where, "A number of cases is a whole number from 1.")
+    elif isinstance(figure, bool) or not isinstance(figure, int | float) or not 0 <= figure <= 1:
+        _refuse("validation_error", where, "This is a number from 0 to 1.")
 
 
 def read_text(given: Any, name: str, most: int) -> str:

@@ -89,7 +89,7 @@ def train(network: Network, images: np.ndarray, labels: np.ndarray, epochs: int,
 
 
 def graph_of(network: Network) -> onnx.ModelProto:
-    """The network as ONNX, `pictures` [n, 1, 28, 28] to `logits` [n, 2], each batch norm folded into its convolution."""
+    """The network as ONNX, `pictures` [n, 1, 28, 28] to `logits` [n, 2]; batch norms are folded into convolutions."""
     nodes, weights = [], []
     current = "pictures"
     for index, (convolution, norm) in enumerate(zip(network.convolutions, network.norms, strict=True)):

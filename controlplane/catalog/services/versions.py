@@ -24,7 +24,7 @@ from inference.runtime.reference import ReferenceSummary
 # Part of the identity: frozen when the version is ready.
 MEANING = ("task", "activation", "labels", "thresholds", "columns", "preprocessor", "accepts_non_finite")
 # Free to change at any time.
-REMARKS = ("source_commit", "source_run_url", "source_data_sha256", "intended_use", "notes")
+REMARKS = ("source_commit", "source_run_url", "source_data_sha256", "intended_use", "performance", "notes")
 EDITABLE_STATES = (VersionState.UPLOADED, VersionState.REJECTED)
 
 
@@ -98,7 +98,7 @@ def edit_version(*, actor: Actor, version: ModelVersion, changes: Mapping[str, A
     with transaction.atomic():
         locked = _locked(version)
         labels = given.get("labels", locked.labels)
-        read = describe({**given, "labels": labels} if "thresholds" in given else given)
+        read = describe({**given, "labels": labels} if {"thresholds", "performance"} & given.keys() else given)
         values = {name: _stored(read, name) for name in given}
         before = {name: getattr(locked, name) for name in given}
         changed = [name for name in given if before[name] != values[name]]

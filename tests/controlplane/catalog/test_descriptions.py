@@ -12,6 +12,7 @@ from inference.contracts import Activation, Column, Task
 pytestmark = pytest.mark.unit
 
 IMAGE = {"do_resize": True, "size": {"height": 224, "width": 224}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+RECORD = {"threshold": 0.5, "sensitivity": 0.9, "specificity": 0.8, "positives": 390, "negatives": 234}
 
 
 def refusal(**given: Any) -> tuple[str, list[str | int]]:
@@ -37,6 +38,7 @@ def test_a_full_description_is_read_from_texts() -> None:
             "source_run_url": "https://runs.example.org/1",
             "source_data_sha256": "a" * 64,
             "intended_use": '{"modality": "CR", "view": ""}',
+            "performance": json.dumps({"source": "a test split", "labels": {"fraud": RECORD}}),
             "notes": " line one\nline two ",
         }
     )
@@ -46,6 +48,7 @@ def test_a_full_description_is_read_from_texts() -> None:
     assert said.columns == (Column(name="amount"), Column(name="age", nullable=True))
     assert said.accepts_non_finite and said.source_commit == "abcdef1"
     assert said.intended_use == {"modality": "CR"}
+    assert said.performance == {"source": "a test split", "labels": {"fraud": RECORD}}
     assert said.notes == "line one\nline two"
 
 
@@ -110,6 +113,11 @@ def test_columns_that_make_no_sense_are_refused(given: Any) -> None:
         ({"source_run_url": "javascript:alert(1)"}, "validation_error"),
         ({"source_data_sha256": "abc"}, "validation_error"),
         ({"intended_use": {"colour": "red"}}, "validation_error"),
+        ({"performance": {"labels": {}}}, "validation_error"),
+        ({"performance": {"source": "here", "labels": {"fraud": {"sensitivity": 0.9}}}}, "validation_error"),
+        ({"performance": {"source": "here", "labels": {"fraud": {**RECORD, "positives": 0}}}}, "validation_error"),
+        ({"performance": {"source": "here", "labels": {"fraud": {**RECORD, "threshold": 2}}}}, "validation_error"),
+        ({"performance": {"source": "here", "labels": {"frod": RECORD}}, "labels": ["ok", "fraud"]}, "bad_labels"),
         ({"notes": "x" * 4001}, "validation_error"),
         ({"notes": "a\x00b"}, "bad_text"),
         ({"notes": "a\ud800b"}, "bad_text"),

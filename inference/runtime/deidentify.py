@@ -34,6 +34,7 @@ from inference.errors import InferenceError
 from inference.runtime.budget import begin_picture
 from inference.runtime.codestreams import bare_jpeg
 from inference.runtime.dicom import MALFORMED, file_warnings, is_dicom, read_dataset, stored_pixels
+from inference.runtime.display import Lookup
 from inference.runtime.picture_child import call_child, killed_error
 from inference.runtime.pictures import Kind, open_picture, sniff
 from inference.runtime.sandbox import SandboxKilled
@@ -54,12 +55,13 @@ _TECHNICAL = (
     "WindowWidth",
     "RescaleSlope",
     "RescaleIntercept",
+    "PixelPaddingValue",
     "LossyImageCompressionRatio",
 )
 _PALETTE = tuple(
     f"{colour}PaletteColorLookupTable{part}" for colour in ("Red", "Green", "Blue") for part in ("Descriptor", "Data")
 )
-_LUTS = {"ModalityLUTSequence": ("LUTDescriptor", "LUTData"), "VOILUTSequence": ("LUTDescriptor", "LUTData")}
+_LUTS = ("ModalityLUTSequence", "VOILUTSequence")
 
 
 def _words(text: str) -> frozenset[str]:
@@ -261,9 +263,11 @@ def _kept(source: Any, salt: bytes, fingerprint: str) -> Any:
         if source.get(name) is not None:
             setattr(kept, name, source[name].value)
             kept[name].VR = source[name].VR
-    for name, parts in _LUTS.items():
-        if source.get(name):
-            setattr(kept, name, [_lut(source[name].value[0], parts)])
+    little_endian = bool(source.file_meta._tsyntax_encoding[1])
+    for name in _LUTS:
+        lookup = Lookup.read(source[name].value[0], little_endian=little_endian) if source.get(name) else None
+        if lookup is not None:
+            setattr(kept, name, [_lut(lookup)])
     age = _age(str(source.get("PatientAge", "") or ""))
     if age:
         kept.PatientAge = age
@@ -285,12 +289,13 @@ def _numbers(value: Any) -> Any:
     return [_numbers(item) for item in value]
 
 
-def _lut(item: Any, parts: tuple[str, ...]) -> Any:
-    table = Dataset()
-    for part in parts:
-        setattr(table, part, item[part].value)
-        table[part].VR = item[part].VR
-    return table
+def _lut(lookup: Lookup) -> Any:
+    """The numbers of a lookup table and nothing else, little-endian."""
+    item = Dataset()
+    first = lookup.first
+    item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [lookup.entries.size % 65536, first, lookup.bits])
+    item.add_new("LUTData", "OW", lookup.entries.astype("<u2").tobytes())
+    return item
 
 
 def _age(text: str) -> str:

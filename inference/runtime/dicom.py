@@ -1,12 +1,11 @@
-"""DICOM files to pictures: what is accepted, and what the stored values look like on a screen.
+"""DICOM files to pictures: what is accepted, and how it is read.
 
 Accepted: one file with a `DICM` header, pixel data of 8 or 16 bits, uncompressed, RLE, JPEG Baseline or JPEG 2000. No
 other transfer syntax is tried (deflated files can be bombs, JPIP names an address to fetch), so a new codec in the
 environment changes nothing. Sizes are compared with the bytes that are there before anything is allocated.
 
-From stored values to grey (PS3.3 C.11.1, C.11.2, C.7.6.3.1.2): modality LUT or rescale, then the VOI LUT, else the
-first window, else unsigned 8-bit values as they are, else the 0.5th to 99.5th percentile; MONOCHROME1 is inverted
-last. Of several frames the first is read, with a warning. All of it runs in a throw-away child on untrusted files.
+How stored values become grey is inference/runtime/display.py's. Of several frames the first is read, with a warning.
+All of it runs in a throw-away child on untrusted files.
 """
 
 import struct
@@ -21,10 +20,11 @@ from PIL import Image
 from pydicom import config as pydicom_config
 from pydicom.encaps import generate_fragmented_frames
 from pydicom.filereader import read_partial
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, get_decoder
+from pydicom.pixels import apply_color_lut, get_decoder
 
 from inference.errors import InferenceError
 from inference.runtime.codestreams import jpeg2000_size, jpeg_size
+from inference.runtime.display import Frame, grey_frame
 from inference.runtime.pixels import Acquisition, check_size, looks_cut_off
 
 # Values are checked here as far as they matter; a warning per odd date would only cost time.
@@ -74,6 +74,15 @@ MALFORMED = (
 
 
 @dataclass(frozen=True, slots=True)
+class DicomFrame:
+    """A file's first frame with its own depth and the windows that it asks for."""
+
+    frame: Frame
+    acquisition: Acquisition
+    warnings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class DicomPicture:
     """A file's first frame as shown: `image` is 8-bit L or RGB."""
 
@@ -113,21 +122,35 @@ def is_headless_dicom(data: bytes) -> bool:
 
 def read_picture(data: bytes) -> DicomPicture:
     """First frame of a DICOM file as it is shown; raises InferenceError with one of the picture codes."""
+    read = read_frame(data)
+    try:
+        image = read.frame.image()
+    except MALFORMED as error:
+        raise _undisplayable() from error
+    return DicomPicture(image, read.acquisition, read.warnings)
+
+
+def read_frame(data: bytes) -> DicomFrame:
+    """First frame of a DICOM file before its window; raises InferenceError with one of the picture codes."""
     dataset = read_dataset(data)
     pixels = stored_pixels(dataset)
     notes = file_warnings(dataset)
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            image = _shown(dataset, pixels, notes)
+            frame = _frame(dataset, pixels, notes)
             made = Acquisition(
                 modality=_code(dataset, "Modality"),
                 body_part=_code(dataset, "BodyPartExamined"),
                 view=_code(dataset, "ViewPosition"),
             )
     except MALFORMED as error:
-        raise InferenceError("unsupported_object", "The DICOM file's display parameters cannot be read.") from error
-    return DicomPicture(image, made, notes)
+        raise _undisplayable() from error
+    return DicomFrame(frame, made, notes)
+
+
+def _undisplayable() -> InferenceError:
+    return InferenceError("unsupported_object", "The DICOM file's display parameters cannot be read.")
 
 
 def read_dataset(data: bytes) -> Dataset:
@@ -289,78 +312,13 @@ def _check_encapsulated(layout: _Layout, syntax: str, pixel_data: bytes) -> None
         )
 
 
-def _shown(dataset: Dataset, pixels: np.ndarray, notes: list[str]) -> Image.Image:
-    photometric = str(dataset.PhotometricInterpretation).strip()
-    if photometric == "PALETTE COLOR":
+def _frame(dataset: Dataset, pixels: np.ndarray, notes: list[str]) -> Frame:
+    if str(dataset.PhotometricInterpretation).strip() == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)
-    if pixels.ndim == 3:
-        eight = pixels if pixels.dtype == np.uint8 else (pixels.astype(np.uint16) >> 8).astype(np.uint8)
-        return Image.fromarray(np.ascontiguousarray(eight[..., :3]))
-    grey = _grey(dataset, pixels, notes)
-    if photometric == "MONOCHROME1":
-        grey = 255 - grey
-    return Image.fromarray(grey)
-
-
-def _grey(dataset: Dataset, pixels: np.ndarray, notes: list[str]) -> np.ndarray:
-    """Stored values to 0..255, before the inversion of MONOCHROME1."""
-    values = apply_modality_lut(pixels, dataset)
-    luts = dataset.get("VOILUTSequence")
-    if luts and luts[0].get("LUTData") is not None:
-        bits = int(luts[0].LUTDescriptor[2])
-        if not 8 <= bits <= 16:
-            raise ValueError("a VOI LUT has entries of 8 to 16 bits")
-        return _stretched(np.asarray(apply_voi(values.astype(pixels.dtype, copy=False), dataset)), 0, 2.0**bits - 1)
-    window = _window(dataset)
-    if window is not None:
-        return _windowed(np.asarray(values, np.float32), *window)
-    if values.dtype == np.uint8:
-        return np.asarray(values)
-    notes.append("no_window: the file gives no window; grey runs from the 0.5th to the 99.5th percentile.")
-    shown = values
-    padding = dataset.get("PixelPaddingValue")
-    if padding is not None and bool((pixels != padding).any()):
-        shown = values[pixels != padding]
-    low, high = np.percentile(shown, (0.5, 99.5))
-    return _stretched(values, float(low), float(high))
-
-
-def _window(dataset: Dataset) -> tuple[float, float, str] | None:
-    """(centre, width, function) of the first window, or None where there is none that makes sense."""
-    centre, width = dataset.get("WindowCenter"), dataset.get("WindowWidth")
-    if centre in (None, "") or width in (None, ""):
-        return None
-    centre = float(centre[0] if isinstance(centre, list) or hasattr(centre, "append") else centre)
-    width = float(width[0] if isinstance(width, list) or hasattr(width, "append") else width)
-    function = str(dataset.get("VOILUTFunction", "LINEAR") or "LINEAR").strip().upper()
-    smallest = 1.0 if function == "LINEAR" else 1e-9
-    if not (np.isfinite(centre) and np.isfinite(width)) or width < smallest:
-        return None
-    return centre, width, function
-
-
-def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:
-    """The three functions of PS3.3 C.11.2.1.2 and C.11.2.1.3, to 0..255."""
-    if function == "SIGMOID":
-        return _bytes(255 / (1 + np.exp(-4 * (values - centre) / width)))
-    if function == "LINEAR_EXACT":
-        return _bytes(((values - centre) / width + 0.5) * 255)
-    if width == 1:
-        return np.where(values > centre - 0.5, np.uint8(255), np.uint8(0))
-    return _bytes(((values - (centre - 0.5)) / (width - 1) + 0.5) * 255)
-
-
-def _stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    if not high > low:
-        return np.zeros(values.shape, np.uint8)
-    return _bytes((values.astype(np.float32) - low) * (255 / (high - low)))
-
-
-def _bytes(grey: np.ndarray) -> np.ndarray:
-    if not np.isfinite(grey).all():
-        raise ValueError("the display parameters give values that are not finite")
-    shown: np.ndarray = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
-    return shown
+    if pixels.ndim == 2:
+        return grey_frame(dataset, pixels, notes)
+    eight = pixels if pixels.dtype == np.uint8 else (pixels.astype(np.uint16) >> 8).astype(np.uint8)
+    return Frame(eight[..., :3])
 
 
 def _code(dataset: Dataset, name: str) -> str:

@@ -14,7 +14,7 @@ _WALL_S = 60.0
 _MEMORY_BYTES = 2 * 1024**3
 CHILDREN = max(2, os.cpu_count() or 1)
 
-_sandbox = Sandbox(preload=("inference.runtime.pictures", "inference.runtime.deidentify"))
+_sandbox = Sandbox(preload=("inference.runtime.deidentify", "inference.runtime.viewing"))
 _slots = threading.BoundedSemaphore(CHILDREN)
 # A child forked while a thread held a slot would wait for it for ever.
 os.register_at_fork(after_in_child=lambda: globals().__setitem__("_slots", threading.BoundedSemaphore(CHILDREN)))

@@ -25,7 +25,8 @@ from inference.contracts import VersionRoute
 from inference.errors import InferenceError
 from inference.runtime.budget import begin_picture
 from inference.runtime.codestreams import jpeg_end, png_end, png_size
-from inference.runtime.dicom import MALFORMED, is_dicom, is_headless_dicom, read_picture
+from inference.runtime.dicom import MALFORMED, is_dicom, is_headless_dicom, read_frame, read_picture
+from inference.runtime.display import EIGHT_BITS, SIXTEEN_BITS, Frame
 from inference.runtime.picture_child import CHILDREN, call_child, killed_error
 from inference.runtime.pixels import Acquisition, PictureStats, check_size, looks_cut_off, out_of_scope, statistics
 from inference.runtime.preprocess import Pipeline
@@ -181,12 +182,20 @@ def _upright(image: Image.Image) -> Image.Image:
 def eight_bits(image: Image.Image) -> Image.Image:
     """The same picture as L or RGB, 8 bits a channel, by the rules at the top of this module."""
     if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        return _frame_of(image).image()
     if image.mode in ("1", "L", "LA"):
         return image.convert("L")
     if image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def _frame_of(image: Image.Image) -> Frame:
+    """A PNG's or JPEG's values; grey of 16 bits keeps them."""
+    if image.mode.startswith("I"):
+        return Frame(np.asarray(image).astype(np.uint16), (SIXTEEN_BITS,))
+    shown = eight_bits(image)
+    return Frame(np.asarray(shown), (EIGHT_BITS,) if shown.mode == "L" else ())
 
 
 def read_any(data: bytes) -> tuple[Image.Image, Acquisition, list[str]]:
@@ -196,6 +205,15 @@ def read_any(data: bytes) -> tuple[Image.Image, Acquisition, list[str]]:
         shown = read_picture(data)
         return shown.image, shown.acquisition, shown.warnings
     return eight_bits(open_picture(data, kind)), Acquisition(), []
+
+
+def read_any_frame(data: bytes) -> tuple[Frame, list[str]]:
+    """Picture at its own depth, and warnings. Only for the child: `data` is not trusted."""
+    kind = sniff(data)
+    if kind == "dicom":
+        read = read_frame(data)
+        return read.frame, read.warnings
+    return _frame_of(open_picture(data, kind)), []
 
 
 def decode_in_child(argument: bytes) -> bytes:

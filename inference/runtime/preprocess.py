@@ -226,6 +226,34 @@ class Pipeline:
             tensor = _pad(tensor, *self.pad)
         return np.ascontiguousarray(tensor)
 
+    def picture(self, tensor: np.ndarray) -> Image.Image:
+        """What a tensor made here looks like to a person, L or RGB: the steps on its values undone, its size kept."""
+        values = tensor.astype(np.float64)
+        if self.mean:
+            values = values * np.reshape(self.std, (-1, 1, 1)) + np.reshape(self.mean, (-1, 1, 1))
+        if self.scale:
+            values /= self.scale
+        shown = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+        if self.flips:
+            shown = shown[::-1]
+        return Image.fromarray(np.ascontiguousarray(shown[0] if self.channels == 1 else shown.transpose(1, 2, 0)))
+
+    def box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Where its tensor lies on a picture of this size: left, top, right, bottom in the picture's pixels.
+
+        A centre crop lies within the picture; a canvas (crop or pad larger than the picture) reaches beyond it.
+        """
+        rows, columns = self.resize.target(height, width) if self.resize is not None else (height, width)
+        top = left = 0
+        tall, wide = rows, columns
+        if self.crop is not None:
+            tall, wide = self.crop
+            top, left = (rows - tall) // 2, (columns - wide) // 2
+        if self.pad is not None:
+            tall, wide = self.pad
+        across, down = width / columns, height / rows
+        return left * across, top * down, (left + wide) * across, (top + tall) * down
+
 
 def _family(config: dict[str, Any]) -> _Family:
     name = config.get("image_processor_type") or config.get("feature_extractor_type") or ""

@@ -3,11 +3,12 @@
 import hashlib
 import hmac
 import logging
+import uuid
 from collections.abc import Sequence
 from datetime import timedelta
 
 from django.conf import settings
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models import Max
 from django.utils import timezone
 
@@ -30,9 +31,13 @@ BLACKOUTS_MOST = 50
 DRAFT_KEPT = timedelta(days=7)
 
 
-def open_draft(*, actor: Actor, user: User, deployment: Deployment, reference: str) -> Study:
+def open_draft(
+    *, actor: Actor, user: User, deployment: Deployment, reference: str, identity: uuid.UUID | None = None
+) -> Study:
     """Makes an empty draft, which is its maker's alone and is erased after seven days.
 
+    `identity` is an id that the form drew in advance, so that a double click makes one study: where the person's study
+    of that id is there already, that is it (`conflict` where it is another's).
     Raises DomainError `not_found` (no right to make studies in the deployment's team), `gone` (retired), `bad_text`,
     `validation_error` (no reference, a long one, or a deployment that takes no pictures).
     """
@@ -51,7 +56,7 @@ def open_draft(*, actor: Actor, user: User, deployment: Deployment, reference: s
     now = timezone.now()
     _, wrapped = sealing.new_study_key()
     study = Study(
-        id=new_id(),
+        id=identity or new_id(),
         team_id=deployment.team_id,
         deployment=deployment,
         wrapped_key=wrapped,
@@ -62,9 +67,15 @@ def open_draft(*, actor: Actor, user: User, deployment: Deployment, reference: s
         erase_at=now + DRAFT_KEPT,
     )
     study.reference = sealing.seal_text(study, reference)
-    with transaction.atomic():
-        study.save(force_insert=True)
-        audit(actor, "study.create", study)
+    try:
+        with transaction.atomic():
+            study.save(force_insert=True)
+            audit(actor, "study.create", study)
+    except IntegrityError:
+        same = Study.objects.filter(pk=study.pk, created_by=user).first()
+        if same is None:
+            raise DomainError("conflict", "The form was used already. Reload the page.") from None
+        return same
     return study
 
 

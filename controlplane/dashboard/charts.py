@@ -38,6 +38,18 @@ class Line:
     dash: str = "solid"
 
 
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A series with the interval of each value; `notes` are shown on hover beside it."""
+
+    name: str
+    values: Sequence[float | None]
+    lows: Sequence[float | None]
+    highs: Sequence[float | None]
+    colour: str
+    notes: Sequence[str]
+
+
 def version_colour(number: int) -> str:
     """The token of a version's colour: the same on every chart, bar, chip and table."""
     return f"--v{(number - 1) % 8 + 1}"
@@ -114,6 +126,30 @@ def lines(times: Sequence[str], series: Sequence[Line], *, unit: str, frame: Fra
             }
         )
     return {"data": traces, "layout": layout(unit, frame)}
+
+
+def bands(times: Sequence[str], series: Sequence[Band], *, unit: str, frame: Frame) -> Figure:
+    """One line with points per series and their intervals as whiskers; None leaves a gap."""
+    figure = lines(times, [Line(band.name, band.values, band.colour) for band in series], unit=unit, frame=frame)
+    for trace, band in zip(figure["data"], series, strict=False):
+        trace["mode"] = "lines+markers"
+        trace["marker"] = {"size": 5}
+        trace["error_y"] = {
+            "type": "data",
+            "symmetric": False,
+            "array": _above(band.highs, band.values),
+            "arrayminus": _above(band.values, band.lows),
+            "color": band.colour,
+            "thickness": 1,
+            "width": 2,
+        }
+        trace["text"] = list(band.notes)
+        trace["hovertemplate"] = "%{y:.4~g}" + (f" {unit}" if unit else "") + " · %{text}"
+    return figure
+
+
+def _above(upper: Sequence[float | None], lower: Sequence[float | None]) -> list[float | None]:
+    return [None if a is None or b is None else a - b for a, b in zip(upper, lower, strict=True)]
 
 
 def sparkline(values: Sequence[float | None], width: int = 120, height: int = 28) -> tuple[str, str]:

@@ -2,7 +2,9 @@
 
 from django.urls import path
 
+from controlplane.dashboard import study_urls
 from controlplane.dashboard.views import (
+    accuracy,
     audit,
     deployments,
     frame,
@@ -31,6 +33,7 @@ urlpatterns = [
     path("deployments/<slug:name>/split/", split.apply, name="split_apply"),
     path("deployments/<slug:name>/return/", split.return_to, name="split_return"),
     path("deployments/<slug:name>/latency/", deployments.latency, name="latency"),
+    path("deployments/<slug:name>/accuracy/", accuracy.accuracy, name="accuracy"),
     path("deployments/<slug:name>/predictions/", predictions.predictions, name="predictions"),
     path("deployments/<slug:name>/predictions/<uuid:prediction_id>/", predictions.prediction, name="prediction"),
     path("deployments/<slug:name>/try/", tryit.try_it, name="try_it"),
@@ -48,6 +51,7 @@ urlpatterns = [
     path("jobs/", jobs.jobs, name="jobs"),
     path("jobs/<uuid:job_id>/", jobs.job, name="job"),
     path("jobs/<uuid:job_id>/cancel/", jobs.cancel, name="job_cancel"),
+    *study_urls.urlpatterns,
     path("keys/", keys.keys, name="keys"),
     path("keys/issue/", keys.issue, name="key_issue"),
     path("keys/<uuid:key_id>/", keys.key, name="key"),

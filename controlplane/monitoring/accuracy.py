@@ -75,7 +75,7 @@ def accuracy(deployment_id: uuid.UUID, name: str, interval: Interval) -> Accurac
         step = steps.step_of(rollup.bucket)
         if 0 <= step < count:
             parts = by_step.setdefault(key, [{"n": 0} for _ in range(count)])
-            tallies.merge(parts[step], _without(rollup.tally, "blind", "scores", "delay"))
+            tallies.merge(parts[step], _without(rollup.tally, "blind", "logits", "delay"))
     answered = _answered(deployment_id, interval, sources) if sums else {}
     versions = [
         _version(role, version, tally, by_step.get((role, version), []), answered.get((role, version), 0))

@@ -25,7 +25,7 @@ Confusion = Mapping[str, Mapping[str, int]]
 class LabelScore(TypedDict):
     """One label against all others. `n` cases had it, `negatives` had not; recall is also called sensitivity.
 
-    `auroc_binning`: how far the area may be off, as scores are kept in bins of 0.01.
+    `auroc_binning`: how far the area may be off, as scores are kept in bins.
     """
 
     label: str
@@ -117,7 +117,7 @@ def _one_against_all(confusion: Confusion) -> dict[str, tuple[int, int, int, int
 def _labels(counts: Mapping[str, Sequence[int]], tally: Tally) -> list[LabelScore]:
     found: list[LabelScore] = []
     for label, (tp, fp, fn, tn) in counts.items():
-        area, binning = auroc(tally.get("scores", {}).get(label, {}))
+        area, binning = auroc(tally.get("logits", {}).get(label, {}))
         found.append(
             {
                 "label": label,

@@ -6,7 +6,7 @@ new one added. Keys:
 - `n` rows with a truth, `given` predictions with one, `ungradable`;
 - `delay` {bin: count} of predictions/histograms.py: from the prediction to its truth;
 - `confusion` {true: {predicted: count}} of single labels;
-- `scores` {label: {"1": {bin: count}, "0": ...}}: its score where the label was true, and where it was not;
+- `logits` {label: {"1": {bin: count}, "0": ...}}: its score where the label was true, and where it was not;
 - `labels` {label: [tp, fp, fn, tn]} and `exact` (rows with every label right) of multi-label tasks;
 - `regression` [n, Σ e, Σ |e|, Σ e², Σ y, Σ y²] and `moments` [Σ e⁴, Σ e²y, Σ e²y², Σ y³, Σ y⁴] for error e, truth y;
 - `ranking` [n, hits in 1, in 5, in 10, Σ NDCG@10, its squares, Σ 1/rank, its squares] and `items` {true item: count};
@@ -108,7 +108,7 @@ def _class(tally: Tally, true: str, row: dict[str, float | None], thresholds: Ma
     if len(row) <= SCORED_LABELS:
         for name, score in row.items():
             if score is not None:
-                _bump(tally, ("scores", name, "1" if name == true else "0", str(score_bin(score))), sign)
+                _bump(tally, ("logits", name, "1" if name == true else "0", str(score_bin(score))), sign)
 
 
 def _multilabel(
@@ -131,7 +131,7 @@ def _multilabel(
         counts = tally.setdefault("labels", {}).setdefault(name, [0, 0, 0, 0])
         counts[(0 if is_said else 2) if is_true else (1 if is_said else 3)] += sign
         wrong += is_true is not is_said
-        _bump(tally, ("scores", name, "1" if is_true else "0", str(score_bin(score))), sign)
+        _bump(tally, ("logits", name, "1" if is_true else "0", str(score_bin(score))), sign)
     if not wrong:
         tally["exact"] = sign
 

@@ -38,10 +38,10 @@ class Window:
         return [(key, words) for key, (words, _) in WINDOWS.items()]
 
 
-def read_window(query: Mapping[str, str], now: datetime) -> Window:
+def read_window(query: Mapping[str, str], now: datetime, default: str = DEFAULT_WINDOW) -> Window:
     """The window named by `?range=`; an unknown name is the default."""
-    key = query.get("range", DEFAULT_WINDOW)
-    key = key if key in WINDOWS else DEFAULT_WINDOW
+    key = query.get("range", default)
+    key = key if key in WINDOWS else default
     words, length = WINDOWS[key]
     return Window(key, words, now - length, now)
 
@@ -95,7 +95,8 @@ class LatencyFigures:
     empty: bool
 
 
-def _marks(deployment: Deployment, window: Window) -> list[charts.Mark]:
+def change_marks(deployment: Deployment, window: Window) -> list[charts.Mark]:
+    """The split changes within a window, as marks for its charts. One query."""
     changed = SplitRevision.objects.filter(
         deployment=deployment, activated_at__gte=window.since, activated_at__lt=window.until
     ).order_by("number")
@@ -123,7 +124,7 @@ def traffic_figures(deployment: Deployment, window: Window) -> TrafficFigures:
     """The same figures as /api/deployments/{d}/metrics/, as charts and rows. Three queries."""
     found = traffic(deployment.pk, deployment.name, window.interval)
     live = _of_role(found, Role.LIVE)
-    frame = charts.Frame(window.since, window.until, _marks(deployment, window))
+    frame = charts.Frame(window.since, window.until, change_marks(deployment, window))
     return TrafficFigures(
         rate=charts.lines(
             found["at"],
@@ -152,7 +153,7 @@ def latency_figures(deployment: Deployment, window: Window) -> LatencyFigures:
     """The latency tab's share of the same figures. Three queries."""
     found = traffic(deployment.pk, deployment.name, window.interval)
     live = _of_role(found, Role.LIVE)
-    frame = charts.Frame(window.since, window.until, _marks(deployment, window))
+    frame = charts.Frame(window.since, window.until, change_marks(deployment, window))
 
     def drawn(parts: dict[str, str]) -> charts.Figure:
         return charts.lines(

@@ -12,6 +12,7 @@ RECENT = timedelta(minutes=10)
 TABS = (
     ("traffic", "Traffic", ""),
     ("latency", "Latency", "latency/"),
+    ("accuracy", "Accuracy", "accuracy/"),
     ("predictions", "Predictions", "predictions/"),
     ("try it", "Try it", "try/"),
     ("settings", "Settings", "settings/"),

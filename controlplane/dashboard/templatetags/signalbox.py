@@ -71,6 +71,17 @@ def milliseconds(value: float | None) -> str:
 
 
 @register.filter
+def long_duration(ms: float | None) -> str:
+    """A time that people wait, from ms: `412 ms`, `8.1 s`, `14 min`, `5 h`, `3 d`."""
+    if ms is None:
+        return "–"
+    for limit, unit, word in ((60_000, 1000, "s"), (5_400_000, 60_000, "min"), (172_800_000, 3_600_000, "h")):
+        if ms < limit:
+            return milliseconds(ms) if unit == 1000 else f"{ms / unit:.0f} {word}"
+    return f"{ms / 86_400_000:.0f} d"
+
+
+@register.filter
 def rate(value: float | None) -> str:
     """Requests a second: `1,284/s`, `4.1/s`, `0.03/s`."""
     if value is None:

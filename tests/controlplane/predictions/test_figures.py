@@ -49,7 +49,7 @@ def test_bins_and_edges_agree() -> None:
     for index in range(1, LAST_BIN):
         assert bin_of(edge_ms(index) * 1.001) == index
     assert quantile({}, 0.5) is None
-    assert [score_bin(score) for score in (-1.0, 0.0, 0.999, 1.0, 7.0)] == [0, 0, 99, 99, 99]
+    assert [score_bin(score) for score in (-1.0, 0.0, 0.999, 1.0, 7.0)] == [0, 0, 338, 399, 399]
 
 
 def test_sketches_merge_across_processes() -> None:

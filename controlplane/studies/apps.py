@@ -3,3 +3,13 @@ from django.apps import AppConfig
 
 class StudiesConfig(AppConfig):
     name = "controlplane.studies"
+
+    def ready(self) -> None:
+        from controlplane.deployments.periodic import register
+        from controlplane.jobs.services import claiming
+        from controlplane.studies.services import erasing, verdicts
+
+        claiming.keepers.append(erasing.held_jobs)
+        register("studies.give_late_feedback", 10, verdicts.give_late_feedback)
+        register("studies.purge", 60, erasing.purge)
+        register("studies.sweep_files", 3600, erasing.sweep_files)

@@ -186,15 +186,8 @@ class Verdict(models.Model):
         return f"{self.answer} by {self.reader_id} on {self.study_id}"
 
     def as_json(self) -> dict[str, Any]:
-        """What audit events say of it: no comment."""
-        return {
-            "part": self.part,
-            "number": self.number,
-            "answer": self.answer,
-            "labels": list(self.labels),
-            "certainty": self.certainty,
-            "blinded": self.blinded,
-        }
+        """What audit events say of it, which people read who may not read studies: nothing of what was said."""
+        return {"part": self.part, "number": self.number, "blinded": self.blinded}
 
 
 class Reading(models.Model):

@@ -213,6 +213,12 @@ def reading_of(study: Study, user: User) -> Reading | None:
     return Reading.objects.filter(study=study, reader=user).first()
 
 
+def takes_pictures(deployment: Deployment) -> bool:
+    """Whether a version of its model reads pictures, so that doctors may ask it. One query."""
+    ready = ModelVersion.objects.filter(model=deployment.model_id, state=VersionState.READY)
+    return ready.filter(task__in=PICTURE_TASKS).exists()
+
+
 def own_verdict(study: Study, user: User) -> Verdict | None:
     """The person's verdict that holds; its `number` is what the next one is expected to follow."""
     return Verdict.objects.filter(study=study, reader=user, latest=True).first()

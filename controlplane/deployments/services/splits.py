@@ -9,6 +9,7 @@ from controlplane.audit.services import Actor, record_change
 from controlplane.catalog.models import ModelVersion, RegisteredModel, VersionState
 from controlplane.deployments.models import Deployment, RevisionState, SplitRevision
 from controlplane.deployments.services.deployments import check_text, current
+from controlplane.deployments.services.purpose import refuse_unfit_for_clinical
 from controlplane.deployments.settling import routes_change
 from controlplane.deployments.shares import Percentage, live_shares, shadow_shares
 from controlplane.errors import DomainError, field_error
@@ -199,6 +200,7 @@ def _add(
 ) -> SplitRevision:
     """Under the lock: the next revision and its audit event."""
     _check_versions(deployment, live, shadow)
+    refuse_unfit_for_clinical(deployment, [number for number, points in live.items() if points])
     now = timezone.now()
     if newest is not None and newest.state == RevisionState.PREPARING:
         newest.state, newest.ended_at = RevisionState.SUPERSEDED, now

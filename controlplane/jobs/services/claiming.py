@@ -2,19 +2,20 @@
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
-from django.db import connection, transaction
-from django.db.models import F
+from django.db import transaction
+from django.db.models import DurationField, ExpressionWrapper, F, Value
 from django.utils import timezone
 
 from controlplane.audit.services import Actor, record
 from controlplane.errors import DomainError
 from controlplane.jobs import vault
 from controlplane.jobs.dispatch import send_later, send_now
-from controlplane.jobs.models import ATTEMPTS, FINAL, Job, JobStatus
+from controlplane.jobs.models import ATTEMPTS, FINAL, Job, JobQuerySet, JobStatus
 from controlplane.predictions.ingest import record_predictions
 from inference.contracts import Lane, Outcome, Source, SpoolRecord
 from inference.errors import TABLE
@@ -29,6 +30,12 @@ RESEND_MOST = 200
 # A finished job's input is kept so long for whoever asks why; then it is erased.
 PAYLOAD_KEPT = timedelta(hours=1)
 CLEAN_MOST = 1_000
+CANCELLED = {"code": "cancelled", "detail": "The job was cancelled.", "retryable": False}
+
+# Rooms above this one add what gives the jobs that they still show: those outlive their deployment's retention.
+keepers: list[Callable[[], JobQuerySet]] = []
+# And what they do, quickly, once a job has succeeded and that is committed.
+followers: list[Callable[[Job], object]] = []
 
 
 def claim_batch(worker: str, limit: int) -> list[Job]:
@@ -73,6 +80,8 @@ def finish(job: Job, *, result: dict[str, Any], device: str, warnings: Sequence[
             landed = record_predictions([prediction])
             if landed.bad:
                 raise ValueError(f"the record of job {job.pk} cannot be logged")
+            for follow in followers:
+                transaction.on_commit(partial(follow, job), robust=True)
     return ended
 
 
@@ -125,7 +134,7 @@ def cancel(*, actor: Actor, job: Job) -> Job:
                 finished_at=now,
                 lease=None,
                 leased_until=None,
-                error={"code": "cancelled", "detail": "The job was cancelled.", "retryable": False},
+                error=CANCELLED,
             )
         )
         job.refresh_from_db()
@@ -192,22 +201,33 @@ def clean() -> int:
         for name in set(old) - known:
             vault.remove(name)
             erased += 1
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "DELETE FROM jobs_job WHERE id IN (SELECT job.id FROM jobs_job AS job "
-            "JOIN deployments_deployment AS deployment ON deployment.id = job.deployment_id "
-            "WHERE job.status = ANY(%s) AND job.payload = '' "
-            "AND job.finished_at < %s - make_interval(days => deployment.retention_days) LIMIT %s)",
-            [[status.value for status in FINAL], now, CLEAN_MOST],
-        )
-        deleted: int = cursor.rowcount
+    kept_for = ExpressionWrapper(F("deployment__retention_days") * timedelta(days=1), output_field=DurationField())
+    expired = Job.objects.filter(status__in=FINAL, payload="", finished_at__lt=Value(now) - kept_for)
+    for held in keepers:
+        expired = expired.exclude(pk__in=held().values("pk"))
+    deleted, _ = Job.objects.filter(pk__in=list(expired.values_list("pk", flat=True)[:CLEAN_MOST])).delete()
     return erased + deleted
+
+
+def forget(ids: Sequence[uuid.UUID]) -> None:
+    """Cancels those of the jobs that have not ended, and erases inputs and results of all. Needs a transaction."""
+    jobs = Job.objects.filter(pk__in=ids)
+    jobs.unfinished().update(
+        status=JobStatus.CANCELLED, finished_at=timezone.now(), lease=None, leased_until=None, error=CANCELLED
+    )
+    names = list(jobs.exclude(payload="").values_list("payload", flat=True))
+    jobs.update(payload="", payload_key=None, result=None, warnings=[])
+    transaction.on_commit(lambda: _remove(names))
 
 
 def _erase(jobs: list[Job]) -> int:
     """Forgets the keys first: without its key a file is erased, whether its deletion succeeds or not."""
     names = [job.payload for job in jobs if job.payload]
     Job.objects.filter(pk__in=[job.pk for job in jobs]).update(payload="", payload_key=None)
+    _remove(names)
+    return len(names)
+
+
+def _remove(names: Sequence[str]) -> None:
     for name in names:
         vault.remove(name)
-    return len(names)

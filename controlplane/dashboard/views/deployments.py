@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from django import forms
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
@@ -14,6 +15,7 @@ from controlplane.audit.requests import person_actor
 from controlplane.dashboard.access import require, require_anywhere, teams_with, user_of
 from controlplane.dashboard.forms.deployments import DeploymentForm, SettingsForm
 from controlplane.dashboard.forms.errors import show
+from controlplane.dashboard.forms.studies import PolicyForm, PurposeForm
 from controlplane.dashboard.pages.figures import latency_figures, read_window, traffic_figures
 from controlplane.dashboard.pages.header import DeploymentHeader, deployment_header
 from controlplane.dashboard.pages.overview import overview
@@ -23,6 +25,7 @@ from controlplane.deployments.models import Deployment
 from controlplane.deployments.services.deployments import create_deployment, edit_deployment, retire_deployment
 from controlplane.deployments.services.labels import set_label
 from controlplane.errors import DomainError
+from controlplane.studies.queries import takes_pictures
 
 
 def find_deployment(request: HttpRequest, name: str) -> Deployment:
@@ -149,7 +152,7 @@ def latency(request: HttpRequest, name: str) -> HttpResponse:
 @require_safe
 def settings(request: HttpRequest, name: str) -> HttpResponse:
     deployment = find_deployment(request, name)
-    return _settings_page(request, deployment, SettingsForm.of(deployment))
+    return settings_page(request, deployment, SettingsForm.of(deployment))
 
 
 @require_POST
@@ -165,7 +168,7 @@ def save_settings(request: HttpRequest, name: str) -> HttpResponse:
         else:
             messages.success(request, f"The settings of {deployment.name} are saved.")
             return redirect("pages:settings", name=name)
-    return _settings_page(request, deployment, form, status=422)
+    return settings_page(request, deployment, form, status=422)
 
 
 @require_POST
@@ -201,12 +204,18 @@ def retire(request: HttpRequest, name: str) -> HttpResponse:
     return redirect("pages:deployments")
 
 
-def _settings_page(request: HttpRequest, deployment: Deployment, form: SettingsForm, status: int = 200) -> HttpResponse:
+def settings_page(
+    request: HttpRequest, deployment: Deployment, form: SettingsForm, status: int = 200, **reading: forms.Form
+) -> HttpResponse:
+    """The settings tab; `reading` replaces the forms `purpose` and `policy` that deployments for pictures have."""
+    may_deploy = user_of(request).has_right(Right.DEPLOY, deployment.team_id)
+    reading_forms = {"purpose": PurposeForm.of(deployment), "policy": PolicyForm.of(deployment), **reading}
     context = {
         "head": header(deployment, "settings"),
         "deployment": deployment,
         "form": form,
+        "reading": reading_forms if takes_pictures(deployment) else None,
         "editor": split_editor(deployment),
-        "may_deploy": user_of(request).has_right(Right.DEPLOY, deployment.team_id),
+        "may_deploy": may_deploy,
     }
     return render(request, "deployments/settings.html", context, status=status)

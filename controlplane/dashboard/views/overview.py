@@ -1,10 +1,11 @@
 """The overview: in two seconds whether all is well, in ten what is wrong."""
 
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
+from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.views.decorators.http import require_safe
 
+from controlplane.accounts.models import Right
 from controlplane.dashboard.access import user_of
 from controlplane.dashboard.pages.figures import read_window
 from controlplane.dashboard.pages.overview import overview as overview_page
@@ -14,6 +15,9 @@ from controlplane.dashboard.views.frame import live_partial
 @require_safe
 def overview(request: HttpRequest) -> HttpResponse:
     user = user_of(request)
+    if not user.has_right_anywhere(Right.VIEW) and user.has_right_anywhere(Right.STUDY):
+        # A doctor's day begins at the worklist.
+        return redirect("pages:studies")
     window = read_window(request.GET, timezone.now())
     context = {"page": overview_page(user, window), "window": window}
     if request.headers.get("HX-Request"):

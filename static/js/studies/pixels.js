@@ -25,49 +25,53 @@ export function presets(frame) {
 }
 
 function fullRange(frame) {
-  if (frame.dtype === "uint8") return { center: 128, width: 256, function: "LINEAR" };
-  if (frame.dtype === "float32") return { center: (frame.low + frame.high) / 2, width: Math.max(frame.high - frame.low, 1e-6), function: "LINEAR_EXACT" };
-  return { center: (frame.low + frame.high + 1) / 2, width: frame.high - frame.low + 1, function: "LINEAR" };
+  const [low, high] = frame.dtype === "uint8" ? [0, 255] : [frame.low, frame.high];
+  const width = high > low ? high - low : 1;
+  return { center: low + width / 2, width, function: "LINEAR_EXACT" };
 }
 
-// A function from a stored value to 0..255.
-export function curve(frame, window) {
-  const flip = frame.invert !== Boolean(window.inverted);
-  const turn = (grey) => (flip ? 255 - grey : grey);
+// A function from a stored value to 0..255, before inversion; what lies outside is clamped where it is stored.
+function curve(frame, window) {
   if (window.table) {
     const { first, bits, entries } = frame.voi_lut;
     const top = 2 ** bits - 1;
-    return (value) => turn((entries[Math.min(Math.max(Math.round(value) - first, 0), entries.length - 1)] / top) * 255);
+    return (value) => (entries[Math.min(Math.max(Math.round(value) - first, 0), entries.length - 1)] / top) * 255;
   }
   const { center, width } = window;
-  if (window.function === "SIGMOID") return (value) => turn(255 / (1 + Math.exp((-4 * (value - center)) / width)));
-  if (window.function === "LINEAR_EXACT") {
-    return (value) => turn(Math.min(Math.max((value - center) / width + 0.5, 0), 1) * 255);
-  }
-  if (width <= 1) return (value) => turn(value <= center - 0.5 ? 0 : 255);
-  return (value) => turn(Math.min(Math.max((value - (center - 0.5)) / (width - 1) + 0.5, 0), 1) * 255);
+  if (window.function === "SIGMOID") return (value) => 255 / (1 + Math.exp((-4 * (value - center)) / width));
+  if (window.function === "LINEAR_EXACT") return (value) => ((value - center) / width + 0.5) * 255;
+  if (width <= 1) return (value) => (value > center - 0.5 ? 255 : 0);
+  return (value) => ((value - (center - 0.5)) / (width - 1) + 0.5) * 255;
 }
 
-const grey = (level) => Math.floor(Math.min(Math.max(level, 0), 255) + 0.5);
+const opaque = (red, green, blue) => 0xff000000 | (blue << 16) | (green << 8) | red;
 
 // Writes the frame as RGBA into `image` (an ImageData of its size). Integers go through a table, once for each value.
+// A clamped array rounds halves to even, as the server does.
 export function paint(frame, window, image) {
   const { values, channels } = frame;
   const level = curve(frame, window);
+  const flip = frame.invert !== Boolean(window.inverted) ? 255 : 0;
   const out = new Uint32Array(image.data.buffer);
-  if (channels === 1 && frame.dtype === "float32") {
-    for (let at = 0; at < values.length; at += 1) { const y = grey(level(values[at])); out[at] = 0xff000000 | (y << 16) | (y << 8) | y; }
+  if (frame.dtype === "float32") {
+    const grey = new Uint8ClampedArray(1);
+    for (let at = 0; at < values.length; at += 1) {
+      grey[0] = level(values[at]);
+      const y = grey[0] ^ flip;
+      out[at] = opaque(y, y, y);
+    }
     return;
   }
   const base = frame.dtype === "int16" ? 32768 : 0;
-  const table = new Uint8Array(frame.dtype === "uint8" ? 256 : 65536);
-  for (let at = 0; at < table.length; at += 1) table[at] = grey(level(at - base));
+  const table = new Uint8ClampedArray(frame.dtype === "uint8" ? 256 : 65536);
+  for (let at = 0; at < table.length; at += 1) table[at] = level(at - base);
+  for (let at = 0; flip && at < table.length; at += 1) table[at] ^= flip;
   if (channels === 1) {
-    for (let at = 0; at < values.length; at += 1) { const y = table[values[at] + base]; out[at] = 0xff000000 | (y << 16) | (y << 8) | y; }
+    for (let at = 0; at < values.length; at += 1) { const y = table[values[at] + base]; out[at] = opaque(y, y, y); }
     return;
   }
   for (let at = 0, from = 0; at < out.length; at += 1, from += 3) {
-    out[at] = 0xff000000 | (table[values[from + 2] + base] << 16) | (table[values[from + 1] + base] << 8) | table[values[from] + base];
+    out[at] = opaque(table[values[from] + base], table[values[from + 1] + base], table[values[from + 2] + base]);
   }
 }
 

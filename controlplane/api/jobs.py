@@ -95,11 +95,14 @@ def readable_jobs(request: Request) -> JobQuerySet:
 
 
 def shown(request: Request, job: Job) -> dict[str, Any]:
-    """The job's JSON. Results are payload: their asker sees them, others with view_payload do, and that is audited."""
+    """The job's JSON. Results are payload: their asker sees them, others with view_payload do, and that is audited.
+
+    A private job is told of where it belongs (a study): its asker sees no more of it here than others.
+    """
     document = job.as_json()
     key, person = key_of(request), person_of(request)
     is_own = job.key_id == key.pk if key is not None else person is not None and job.user_id == person.pk
-    if job.result is None or is_own:
+    if not job.private and (job.result is None or is_own):
         return document
     if Right.VIEW_PAYLOAD in rights(request, job.deployment.team_id):
         record(
@@ -111,7 +114,7 @@ def shown(request: Request, job: Job) -> dict[str, Any]:
             team_id=job.deployment.team_id,
         )
         return document
-    return {**document, "result": None, "payload": "withheld"}
+    return job.withheld_json()
 
 
 def wait_asked(request: Request) -> float:
@@ -150,7 +153,10 @@ class JobList(GenericAPIView[Any]):
                 raise field_error("validation_error", "status", f"A status is one of {', '.join(JobStatus.values)}.")
             jobs = jobs.filter(status=status)
         page = self.paginate_queryset(jobs) or []
-        rows = [{**job.as_json(), "result": None} for job in map(_without_result, page)]
+        rows = [
+            job.withheld_json() if job.private else {**job.as_json(), "result": None}
+            for job in map(_without_result, page)
+        ]
         return self.get_paginated_response(rows)
 
     @described(

@@ -1,6 +1,7 @@
 """/api/predictions/ and /api/feedback/: the log, one prediction, and what really happened."""
 
 import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from django.db import transaction
@@ -27,12 +28,13 @@ from controlplane.api.schema import described
 from controlplane.audit.services import record
 from controlplane.deployments.models import Deployment
 from controlplane.errors import DomainError, field_error
+from controlplane.jobs.models import Job
 from controlplane.predictions import queries
 from controlplane.predictions.feedback import BULK_ROWS, Asker, Given, give_feedback
 from controlplane.predictions.models import Prediction
 from controlplane.predictions.partitions import first_id, time_of
 from controlplane.predictions.truths import Statement, parse_id, read_statement
-from inference.contracts import Scope
+from inference.contracts import Lane, Scope
 from inference.errors import TABLE
 
 # Payloads stay in no cache on the way.
@@ -68,6 +70,26 @@ def find_prediction(request: Request, text: str) -> tuple[Prediction, Deployment
     return prediction, deployments[prediction.deployment_id]
 
 
+def withhold_private(
+    request: Request, found: Sequence[Prediction], deployments: Mapping[uuid.UUID, Deployment]
+) -> set[uuid.UUID]:
+    """Takes out of these predictions what those of private jobs hold, where whoever asks may not see payloads.
+
+    Returns the ids of those: nothing that was said of them may be shown either. One query at most.
+    """
+    hidden = [
+        prediction
+        for prediction in found
+        if prediction.lane == Lane.JOB
+        and Right.VIEW_PAYLOAD not in rights(request, deployments[prediction.deployment_id].team_id)
+    ]
+    private = Job.objects.private_among(prediction.id for prediction in hidden) if hidden else set()
+    for prediction in hidden:
+        if prediction.id in private:
+            prediction.withhold()
+    return private
+
+
 class PredictionList(GenericAPIView[Any]):
     serializer_class = PredictionSerializer
     pagination_class = NewestFirst
@@ -90,11 +112,14 @@ class PredictionList(GenericAPIView[Any]):
             given["key_id"] = key_id
         found = queries.search(deployments, cast(queries.Filters, given))
         page = self.paginate_queryset(found) or []
+        withheld = withhold_private(request, page, deployments)
         feedback = queries.latest_feedback(prediction.id for prediction in page)
         rows = [
             {
                 **queries.prediction_json(prediction, deployments[prediction.deployment_id].name),
-                "feedback": [queries.feedback_json(feedback[prediction.id])] if prediction.id in feedback else [],
+                "feedback": [queries.feedback_json(feedback[prediction.id])]
+                if prediction.id in feedback and prediction.id not in withheld
+                else [],
             }
             for prediction in page
         ]
@@ -112,6 +137,8 @@ class PredictionDetail(GenericAPIView[Any]):
         """One prediction. Inputs and outputs need the right view_payload; each such view is audited."""
         prediction, deployment = find_prediction(request, prediction_id)
         may_see = Right.VIEW_PAYLOAD in rights(request, deployment.team_id)
+        withheld = withhold_private(request, [prediction], {deployment.pk: deployment})
+        feedback = [] if withheld else queries.feedback_of(prediction.id)
         if may_see and (prediction.inputs is not None or prediction.outputs is not None or prediction.scores):
             record(
                 actor=actor_of(request),
@@ -133,7 +160,7 @@ class PredictionDetail(GenericAPIView[Any]):
                 "scores": prediction.scores if may_see else None,
                 "pictures": prediction.pictures or [],
                 "shadows": [{"id": str(shadow.id), "version": shadow.version} for shadow in shadows],
-                "feedback": [queries.feedback_json(feedback) for feedback in queries.feedback_of(prediction.id)],
+                "feedback": [queries.feedback_json(one) for one in feedback],
             },
             headers=UNCACHED,
         )
@@ -177,7 +204,9 @@ class PredictionFeedback(GenericAPIView[Any]):
 
     def get(self, request: Request, prediction_id: str) -> Response:
         """What was said of a prediction, the word that counts first."""
-        prediction, _ = find_prediction(request, prediction_id)
+        prediction, deployment = find_prediction(request, prediction_id)
+        if withhold_private(request, [prediction], {deployment.pk: deployment}):
+            return Response({"results": []})
         return Response({"results": [queries.feedback_json(one) for one in queries.feedback_of(prediction.id)]})
 
     def post(self, request: Request, prediction_id: str) -> Response:
@@ -187,6 +216,8 @@ class PredictionFeedback(GenericAPIView[Any]):
         """
         asker = feedback_asker(request)
         identity = parse_id(prediction_id)
+        if identity in Job.objects.private_among([identity]):
+            raise DomainError("not_found", NO_SUCH_PREDICTION)
         if key_of(request) is None:
             self._refuse_onlookers(request, identity)
         if isinstance(request.data, dict) and "prediction_id" in request.data:
@@ -226,6 +257,14 @@ class BulkFeedback(GenericAPIView[Any]):
                 statements.append(read_statement(row, now))
             except DomainError as error:
                 statements.append(error)
+        named = [said.prediction_id for said in statements if isinstance(said, Statement) and said.prediction_id]
+        private = Job.objects.private_among(named)
+        statements = [
+            DomainError("not_found", NO_SUCH_PREDICTION)
+            if isinstance(said, Statement) and said.prediction_id in private
+            else said
+            for said in statements
+        ]
         with transaction.atomic():
             answers = give_feedback(asker=asker, statements=statements)
         results = [_result(index, given) for index, given in enumerate(answers)]

@@ -12,6 +12,7 @@ from controlplane.accounts.models import ApiKey, User
 from controlplane.catalog.models import ModelVersion
 from controlplane.deployments.models import Deployment
 from inference.contracts import Source
+from inference.errors import TABLE
 from inference.routing import uuid7
 
 ATTEMPTS = 3
@@ -145,6 +146,15 @@ class Job(models.Model):
     def seconds_waiting(self, now: datetime) -> float:
         """How long it has been waiting for a worker, or waited."""
         return max(0.0, ((self.started_at or now) - self.created_at).total_seconds())
+
+    def withheld_json(self) -> dict[str, Any]:
+        """as_json for who may not see payloads: without the result; of a private job, without a word of its input."""
+        document = {**self.as_json(), "result": None, "payload": "withheld"}
+        if self.private:
+            document["warnings"] = []
+            if self.error:
+                document["error"] = {**self.error, "detail": TABLE[self.error["code"]].meaning}
+        return document
 
     def as_json(self) -> dict[str, Any]:
         """The job of the contract. Needs `deployment` joined."""

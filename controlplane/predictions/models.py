@@ -70,6 +70,10 @@ class Prediction(models.Model):
     def __str__(self) -> str:
         return str(self.id)
 
+    def withhold(self) -> None:
+        """Forgets, in memory, all that tells what was asked or answered; the row is then not to be saved."""
+        self.inputs = self.outputs = self.scores = self.context = self.pictures = self.warnings = None
+
 
 class RollupKey(models.Model):
     """What every rollup row is about: who answered, in which role, in which stretch of time.

@@ -9,9 +9,10 @@ from urllib.parse import urlencode
 
 from controlplane.accounts.models import ApiKey
 from controlplane.deployments.models import Deployment
+from controlplane.jobs.models import Job
 from controlplane.predictions.models import Feedback, Prediction
 from controlplane.predictions.partitions import first_id
-from inference.contracts import Outcome
+from inference.contracts import Lane, Outcome
 
 PAGE_SIZE = 50
 
@@ -97,12 +98,18 @@ def prediction_list(
 
 
 def prediction_page(prediction: Prediction, may_see_payload: bool) -> PredictionPage:
-    """Two queries: the key's label, the feedback."""
+    """Three queries at most: the key's label, the feedback, whether it is private.
+
+    Of a private job's prediction, who may not see payloads sees neither what it says of its pictures nor feedback.
+    """
+    hidden = not may_see_payload and prediction.lane == Lane.JOB and Job.objects.private_among([prediction.pk])
+    if hidden:
+        prediction.withhold()
     key = ApiKey.objects.filter(pk=prediction.key_id).first() if prediction.key_id else None
     return PredictionPage(
         prediction=prediction,
         key_label=key.label if key else "–",
-        feedback=list(Feedback.objects.filter(prediction_id=prediction.pk).order_by("-number")),
+        feedback=[] if hidden else list(Feedback.objects.filter(prediction_id=prediction.pk).order_by("-number")),
         scores=sorted((prediction.scores or {}).items()) if may_see_payload else [],
         may_see_payload=may_see_payload,
         inputs=prediction.inputs if may_see_payload else None,

@@ -34,7 +34,7 @@ def job(request: HttpRequest, job_id: uuid.UUID) -> HttpResponse:
     context = {
         "job": found,
         "waited_s": found.seconds_waiting(timezone.now()),
-        "may_see_result": found.result is None or _may_see_result(request, found),
+        "may_see_result": (found.result is None and not found.private) or _may_see_result(request, found),
     }
     if request.headers.get("HX-Request"):
         return live_partial(request, "jobs/_job.html", context)
@@ -44,8 +44,11 @@ def job(request: HttpRequest, job_id: uuid.UUID) -> HttpResponse:
 
 
 def _may_see_result(request: HttpRequest, found: Job) -> bool:
-    """A result is payload: who asked sees it; others with view_payload do, and that is written down."""
-    if found.user_id == user_of(request).pk:
+    """A result is payload: who asked sees it; others with view_payload do, and that is written down.
+
+    A private job is told of where it belongs (a study): its asker sees no more of it here than others.
+    """
+    if found.user_id == user_of(request).pk and not found.private:
         return True
     if not user_of(request).has_right(Right.VIEW_PAYLOAD, found.deployment.team_id):
         return False

@@ -55,6 +55,11 @@ class Home:
         return self.root / "admin-password"
 
     @property
+    def doctor_password_file(self) -> Path:
+        """Of the demo's account `doctor`."""
+        return self.root / "doctor-password"
+
+    @property
     def demo_mark(self) -> Path:
         """Exists once the demo was loaded into this home."""
         return self.root / "demo-loaded"

@@ -208,6 +208,8 @@ class Runner:
             if self._supervisor.run(service, DEMO_WITHIN_S) != 0:
                 self._supervisor.say("up", f"the demo could not be loaded: read {self._home.log / 'load_demo.log'}")
                 return
+            if self._home.doctor_password_file.exists():
+                self._supervisor.say("", f"The demo's doctor signs in as doctor: {self._home.doctor_password_file}")
             mark.write_text(f"{self._version}\n")
         command = (sys.executable, str(ROOT / "manage.py"), "demo_traffic")
         self._supervisor.start(

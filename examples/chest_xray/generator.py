@@ -9,6 +9,7 @@ import io
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -50,7 +51,7 @@ def fit(pixels: np.ndarray, rank: int) -> ClassModel:
 
 def save(models: tuple[ClassModel, ...], file: Path = MODEL_FILE) -> None:
     """Writes the classes' models in half precision."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for label, model in zip(LABELS, models, strict=True):
         arrays[f"{label}_mean"] = model.mean.astype(np.float16)
         arrays[f"{label}_components"] = model.components.astype(np.float16)

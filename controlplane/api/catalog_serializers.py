@@ -55,7 +55,7 @@ class VersionSerializer(serializers.ModelSerializer[ModelVersion]):
             *("model", "number", "state", "code", "reason", "attempts", "file_name", "sha256", "size_bytes"),
             *("task", "activation", "labels", "thresholds", "columns", "preprocessor", "accepts_non_finite"),
             *("signature", "latency_ms", "memory_bytes", "reference", "golden_sha256"),
-            *("source_commit", "source_run_url", "source_data_sha256", "intended_use", "notes"),
+            *("source_commit", "source_run_url", "source_data_sha256", "intended_use", "performance", "notes"),
             *("created_at", "created_by", "validated_at", "archived_at", "url"),
         ]
         read_only_fields = fields
@@ -123,6 +123,7 @@ class DescriptionSerializer(serializers.Serializer[Any]):
     source_run_url = serializers.CharField(required=False, allow_blank=True)
     source_data_sha256 = serializers.CharField(required=False, allow_blank=True)
     intended_use = LooseField(required=False, help_text="modality, body_part, view, age_range.")
+    performance = LooseField(required=False, help_text="What is on record: source, and labels with their figures.")
     notes = serializers.CharField(required=False, allow_blank=True)
 
 

@@ -40,6 +40,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 # Pictures all the same, so the sender is told that and not that it is none.
 _OTHER_PICTURES = (b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM", b"RIFF", b"\0\0\0\x0cjP  ")
+# The brands of ISO 23008-12, Annex B: what phones save as .heic.
+_HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 # What a browser or a reader could take the file for instead. Sniffers look at the first kilobyte.
 _MARKUP = (b"<html", b"<!doctype", b"<script", b"<body", b"<iframe", b"<svg", b"%pdf-")
 _ARCHIVE = (b"PK\x03\x04", b"PK\x05\x06")
@@ -137,6 +139,11 @@ def sniff(data: bytes) -> Kind:
         kind = "jpeg"
     elif is_headless_dicom(data):
         raise InferenceError("unsupported_object", "The DICOM file has no header (the letters DICM at byte 128).")
+    elif data[4:8] == b"ftyp" and data[8:12] in _HEIC:
+        raise InferenceError(
+            "unsupported_image",
+            "This is a HEIC picture, which is not accepted: set the camera to “most compatible”, or export it as JPEG.",
+        )
     elif data.startswith(_OTHER_PICTURES):
         raise InferenceError("unsupported_image", "Only PNG, JPEG and DICOM pictures are accepted.")
     else:

@@ -175,7 +175,8 @@ def _npz(path: Path, columns: tuple[str, ...]) -> dict[str, list[Any]]:
         with np.load(path, allow_pickle=False) as arrays:
             for name in arrays.files:
                 array = arrays[name]
-                if name == TARGET or array.ndim not in (1, 2):
+                # Of a zip of pictures the entries are bytes.
+                if name == TARGET or not isinstance(array, np.ndarray) or array.ndim not in (1, 2):
                     continue
                 table = array.reshape(len(array), -1)
                 width = table.shape[1]

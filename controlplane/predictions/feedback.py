@@ -204,7 +204,7 @@ class _Batch:
             blind=statement.blind,
             comment=statement.comment,
             observed_at=statement.observed_at,
-            given_at=self.now,
+            given_at=statement.given_at or self.now,
             given_by=asker.actor.label[:200],
             user_id=asker.actor.user_id,
             key=asker.key,

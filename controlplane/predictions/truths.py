@@ -31,6 +31,8 @@ class Statement:
     ungradable: bool = False
     comment: str = ""
     observed_at: datetime | None = None
+    # When it was said, where that is not now: of history that is filled in, never of a request.
+    given_at: datetime | None = None
     # Whether it was said before the model's answer was seen; None where nobody can tell.
     blind: bool | None = None
 

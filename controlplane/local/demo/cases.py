@@ -92,7 +92,7 @@ def _card_fraud() -> Case:
         draw=_draw_payments,
         reference=lambda _: folder / "reference.csv",
         history=12_000,
-        known=0.3,
+        known=0.4,
         truth_after_s=3 * HOUR_S,
         weight=0.65,
         mistakes=(("unknown_feature", "amount"), ("wrong_type", "merchant_risk"), ("bad_json", "")),

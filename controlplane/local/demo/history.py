@@ -107,8 +107,8 @@ def history(case: Case, route: DeploymentRoute, until: float) -> Iterator[Past]:
         _answer(record, route, calls, index, models[number])
         truth = None
         if known[index]:
-            observed_at = datetime.fromtimestamp(at + float(delays[index]), UTC)
-            truth = Statement({"label": calls.truths[index]}, prediction_id=UUID(record.id), observed_at=observed_at)
+            known_at = datetime.fromtimestamp(at + float(delays[index]), UTC)
+            truth = Statement({"label": calls.truths[index]}, prediction_id=UUID(record.id), given_at=known_at)
         yield Past(record, truth)
 
 

@@ -25,12 +25,17 @@ def send_later(job_id: uuid.UUID) -> None:
 
 
 def send_now(job_id: uuid.UUID) -> bool:
-    """Whether the broker took the message."""
+    """Whether the broker took the job's message."""
+    return send(TASK, QUEUE, job_id)
+
+
+def send(task: str, queue: str, row_id: uuid.UUID) -> bool:
+    """Whether the broker took a message that a task has to look at a row."""
     global _broker_down_until
     if time.monotonic() < _broker_down_until:
         return False
     try:
-        app.send_task(TASK, args=[str(job_id)], queue=QUEUE)
+        app.send_task(task, args=[str(row_id)], queue=queue)
     except (OperationalError, RedisError, OSError) as error:
         _broker_down_until = time.monotonic() + BROKER_PAUSE_S
         logger.warning("the broker took no message (%s); the sweeper sends it again", type(error).__name__)

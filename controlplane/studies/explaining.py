@@ -3,27 +3,21 @@
 studies/mapping.py computes them, in workers alone; nothing here loads a runtime.
 """
 
-import logging
-import uuid
 from datetime import timedelta
 from io import BytesIO
 
 import msgspec
 from django.db.models import QuerySet
 from django.utils import timezone
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
 
 from controlplane.catalog.models import ModelVersion
-from controlplane.celery import app
 from controlplane.errors import DomainError
+from controlplane.jobs.dispatch import send
 from controlplane.jobs.models import Job, JobStatus
 from controlplane.studies import sealing
 from controlplane.studies.models import StudyPicture, StudyState
 from inference.runtime.explain import HeatMap, overlay
 from inference.runtime.preprocess import Pipeline
-
-logger = logging.getLogger(__name__)
 
 TASK, TASK_QUEUE = "studies.explain", "celery"
 # A map that is not there by then has lost its message; what is not there in the end is given up.
@@ -37,14 +31,15 @@ def follow(job: Job) -> None:
     if not job.private:
         return
     for picture_id in StudyPicture.objects.filter(job_id=job.pk).values_list("pk", flat=True):
-        _ask(picture_id)
+        send(TASK, TASK_QUEUE, picture_id)
 
 
 def resend() -> int:
     """Periodic: asks again for maps whose message was lost. Returns how many. One query."""
     now = timezone.now()
     missing = explicable().filter(job__finished_at__lt=now - RESEND_AFTER, job__finished_at__gt=now - RESEND_UNTIL)
-    return sum(map(_ask, list(missing.order_by("pk").values_list("pk", flat=True)[:RESEND_MOST])))
+    ids = list(missing.order_by("pk").values_list("pk", flat=True)[:RESEND_MOST])
+    return sum(send(TASK, TASK_QUEUE, picture_id) for picture_id in ids)
 
 
 def heat_map_png(picture: StudyPicture, label: str) -> bytes:
@@ -73,13 +68,3 @@ def explicable() -> "QuerySet[StudyPicture]":
         job__status=JobStatus.SUCCEEDED,
         study__state__in=[StudyState.SENT, StudyState.READ],
     )
-
-
-def _ask(picture_id: uuid.UUID) -> bool:
-    """Whether the broker took the message."""
-    try:
-        app.send_task(TASK, args=[str(picture_id)], queue=TASK_QUEUE)
-    except (OperationalError, RedisError, OSError) as error:
-        logger.warning("the broker took no message (%s); it is sent again later", type(error).__name__)
-        return False
-    return True

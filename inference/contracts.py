@@ -231,11 +231,9 @@ class Outcome(StrEnum):
         return cls.SERVER_ERROR if status >= 500 else cls.CLIENT_ERROR
 
 
-class SpoolRecord(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"schema": "v"}):
-    """One line of the spool: a prediction, or a call that was refused (then `id` is its request id and `code` is set).
-
-    Times: `at` Unix seconds of arrival; `*_ms` milliseconds. `inputs`/`outputs` are absent where the policy keeps none.
-    Rows of one call share one record: `inputs` is {column or tensor name: list over rows}, `outputs` the same by name.
+class SpoolFacts(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"schema": "v"}):
+    """What a line of the spool says of a call, but for its payload: a prediction, or a call that was refused (then `id`
+    is its request id and `code` is set). Times: `at` Unix seconds of arrival; `*_ms` milliseconds.
     """
 
     id: str
@@ -263,17 +261,35 @@ class SpoolRecord(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"sch
     code: str = ""
     # Where a refusal points: the column or input that was wrong.
     loc: str = ""
+    context: dict[str, str] = {}
+    # Per picture: width, height, mean, std, sha256 of the stored bytes; never the picture.
+    pictures: list[dict[str, Any]] = []
+    warnings: list[str] = []
+    schema: int = SCHEMA_VERSION
+
+
+class SpoolRecord(SpoolFacts, kw_only=True, omit_defaults=True):
+    """One line of the spool, as it is written.
+
+    Rows of one call share one record: `inputs` is {column or tensor name: list over rows}, `outputs` the same by name;
+    both are absent where the policy keeps none.
+    """
+
     inputs: dict[str, Any] | None = None
     outputs: dict[str, Any] | None = None
     # Always present for served predictions, whatever the policy keeps: what the rollups' sketches are made from.
     # Numbers per column over rows (None for missing), for scores the labelled outputs.
     features: dict[str, list[Any]] | None = None
     scores: dict[str, list[Any]] | None = None
-    context: dict[str, str] = {}
-    # Per picture: width, height, mean, std, sha256 of the stored bytes; never the picture.
-    pictures: list[dict[str, Any]] = []
-    warnings: list[str] = []
-    schema: int = SCHEMA_VERSION
+
+
+class SpoolLine(SpoolFacts, kw_only=True, omit_defaults=True):
+    """One line of the spool, as the ingester reads it: payloads stay the JSON they are, b"" where there is none."""
+
+    inputs: msgspec.Raw = msgspec.Raw()
+    outputs: msgspec.Raw = msgspec.Raw()
+    features: msgspec.Raw = msgspec.Raw()
+    scores: msgspec.Raw = msgspec.Raw()
 
 
 class ReportCheck(Frozen, frozen=True, kw_only=True):

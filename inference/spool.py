@@ -24,6 +24,9 @@ ROTATE_BYTES = 64 * 1024 * 1024
 # A reader's step. A line is longer only for a call of many rows; then the step grows until a line is complete.
 READ_BYTES = 4 * 1024 * 1024
 
+# What decoding a line raises where it is no record.
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 _encoder = msgspec.json.Encoder()
@@ -103,15 +106,25 @@ class SpoolWriter:
 
 @dataclass(slots=True)
 class Chunk:
-    """What one read gave: whole records, and the offset at which the next read starts.
+    """What one read gave: whole lines, and the offset at which the next read starts.
 
-    `broken` counts lines that could not be read as records; `finished` says that the writer is gone and all was read.
+    `finished` says that the writer is gone and all was read, `torn` what it left of a last line: its answer was never
+    sent.
     """
 
-    records: list[SpoolRecord] = field(default_factory=list)
+    lines: list[bytes] = field(default_factory=list)
     offset: int = 0
-    broken: int = 0
     finished: bool = False
+    torn: bytes = b""
+
+    @property
+    def records(self) -> list[SpoolRecord]:
+        """The lines that are records, decoded."""
+        found = []
+        for line in self.lines:
+            with contextlib.suppress(*UNREADABLE):
+                found.append(_decoder.decode(line))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +141,7 @@ class SpoolFile:
         return self.path.stat().st_size
 
     def read(self, offset: int, *, limit_bytes: int = READ_BYTES) -> Chunk:
-        """Whole records from `offset` on, at least one where a whole one is there. A torn tail is left alone."""
+        """Whole lines from `offset` on, at least one where a whole one is there. A torn tail is left alone."""
         with self.path.open("rb") as file:
             # Asked before the bytes are read: a writer that dies in between is noticed at the next read.
             dead = _unlocked(file.fileno())
@@ -141,12 +154,10 @@ class SpoolFile:
         chunk = Chunk(offset=offset)
         if len(block) > len(tail):
             chunk.offset = offset + len(whole) + 1
-            for line in whole.split(b"\n"):
-                try:
-                    chunk.records.append(_decoder.decode(line))
-                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                    chunk.broken += 1
+            chunk.lines = whole.split(b"\n")
         chunk.finished = dead and at_end
+        if chunk.finished:
+            chunk.torn = tail
         return chunk
 
     def remove(self) -> None:

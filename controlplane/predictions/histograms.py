@@ -6,7 +6,10 @@ time, versions and hosts add up to what one histogram over all of them would be.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 Histogram = dict[int, int]
 
@@ -14,14 +17,19 @@ BINS_PER_DOUBLING = 8
 SMALLEST_MS = 0.001
 LAST_BIN = BINS_PER_DOUBLING * 40  # 2^40 µs is twelve days
 
-SCORE_BINS = 100
+SCORE_BINS = 400
+LOGIT_END = 10.0
 
 
 def bin_of(ms: float) -> int:
     """The bin of a duration; shorter than 1 µs (and a clock that ran backwards) is bin 0."""
-    if not ms > SMALLEST_MS:
-        return 0
-    return min(LAST_BIN, int(BINS_PER_DOUBLING * math.log2(ms / SMALLEST_MS))) if ms < math.inf else LAST_BIN
+    return int(_bins([ms])[0])
+
+
+def _bins(durations_ms: Sequence[float]) -> npt.NDArray[np.int64]:
+    doublings = np.log2(np.fmax(durations_ms, SMALLEST_MS) / SMALLEST_MS)
+    bins: npt.NDArray[np.int64] = np.minimum(BINS_PER_DOUBLING * doublings, LAST_BIN).astype(np.int64)
+    return bins
 
 
 def edge_ms(index: int) -> float:
@@ -29,12 +37,9 @@ def edge_ms(index: int) -> float:
     return SMALLEST_MS * math.exp2(index / BINS_PER_DOUBLING)
 
 
-def histogram(durations_ms: Iterable[float]) -> Histogram:
-    found: Histogram = {}
-    for ms in durations_ms:
-        index = bin_of(ms)
-        found[index] = found.get(index, 0) + 1
-    return found
+def histogram(durations_ms: Sequence[float]) -> Histogram:
+    bins, counts = np.unique(_bins(durations_ms), return_counts=True)
+    return dict(zip(bins.tolist(), counts.tolist(), strict=True))
 
 
 def merge(into: Histogram, other: Mapping[int, int] | Mapping[str, int]) -> Histogram:
@@ -66,5 +71,11 @@ def quantile(bins: Mapping[int, int], p: float) -> float | None:
 
 
 def score_bin(score: float) -> int:
-    """The bin, 0..99, of a score in 0..1; scores outside count at the ends."""
-    return min(SCORE_BINS - 1, max(0, int(score * SCORE_BINS)))
+    """The bin, 0..399, of a score in 0..1: 0.05 wide on the logit scale (0.0125 in the middle), so that scores which
+    crowd near 0 or 1, as those of rare labels do, are still told apart. Scores outside count at the ends."""
+    if score <= 0.0:
+        return 0
+    if score >= 1.0:
+        return SCORE_BINS - 1
+    logit = math.log(score / (1 - score))
+    return min(SCORE_BINS - 1, max(0, int((logit + LOGIT_END) / (2 * LOGIT_END) * SCORE_BINS)))

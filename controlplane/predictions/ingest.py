@@ -3,20 +3,22 @@
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
-from django.db import DataError, connection, transaction
+import msgspec
+from django.db import DataError, IntegrityError, connection, transaction
 from django.utils import timezone
 
 from controlplane.predictions import matching
 from controlplane.predictions.cleaning import clean_text
 from controlplane.predictions.models import FailedCall
-from controlplane.predictions.partitions import ensure_partitions, first_id, time_of
-from controlplane.predictions.records import COLUMNS, LogRow, Refusal, sort_out
+from controlplane.predictions.partitions import ensure_partitions, first_id
+from controlplane.predictions.records import COLUMNS, Kind, LogRow, Refusal, sort_out
 from controlplane.predictions.rollups import Gatherer
 from inference.contracts import Outcome, Role, SpoolRecord
+from inference.spool import UNREADABLE
 
 logger = logging.getLogger(__name__)
 
@@ -26,41 +28,53 @@ RETRY_LOCK = 0x5B_0002
 RETRIES_WITHIN = timedelta(hours=24)
 
 _names = ", ".join(COLUMNS)
+_COPY = f"COPY prediction ({_names}) FROM STDIN"
 _STAGE = "CREATE TEMP TABLE IF NOT EXISTS prediction_staging (LIKE prediction) ON COMMIT DELETE ROWS"
-_COPY = f"COPY prediction_staging ({_names}) FROM STDIN"
-_INSERT = (
-    f"INSERT INTO prediction ({_names}) SELECT {_names} FROM prediction_staging ON CONFLICT DO NOTHING RETURNING id"  # noqa: S608
+_COPY_STAGED = f"COPY prediction_staging ({_names}) FROM STDIN"
+_INSERT_STAGED = (
+    f"INSERT INTO prediction ({_names}) SELECT {_names} FROM prediction_staging "  # noqa: S608
+    "ON CONFLICT DO NOTHING RETURNING id::text"
 )
+
+_encoder = msgspec.json.Encoder()
+# Rows of one kind and one second.
+Seconds = Mapping[tuple[Kind, int], list[LogRow]]
 
 
 @dataclass(slots=True)
 class Landed:
-    """What became of a batch: ids that are new in the log, how many were there before, what could not be written."""
+    """What became of a batch: ids that are new in the log, how many were there before, lines that are no record or
+    could not be written, and when the last record was made, in Unix seconds."""
 
-    inserted: list[uuid.UUID] = field(default_factory=list)
+    inserted: list[str] = field(default_factory=list)
     repeated: int = 0
     refused: int = 0
-    bad: list[SpoolRecord] = field(default_factory=list)
+    bad: list[bytes] = field(default_factory=list)
+    last_at: float | None = None
 
 
-def record_predictions(records: Sequence[SpoolRecord], now: datetime | None = None) -> Landed:
-    """Writes a batch and its rollups in the caller's transaction. A constant number of statements for good records.
+def record_predictions(records: Iterable[SpoolRecord], now: datetime | None = None) -> Landed:
+    """As `record_lines`, of records that were never spooled."""
+    return record_lines([_encoder.encode(record) for record in records], now)
 
-    A record that PostgreSQL does not take is found by halving the batch and handed back in `bad`; the others land.
+
+def record_lines(lines: Sequence[bytes], now: datetime | None = None) -> Landed:
+    """Writes a batch and its rollups in the caller's transaction. A constant number of statements for good lines.
+
+    A line that PostgreSQL does not take is found by halving the batch and handed back in `bad`; the others land.
     """
     now = now or timezone.now()
-    found = sort_out(records, now)
-    landed = Landed(bad=list(found.bad))
+    found = sort_out(lines, now)
+    landed = Landed(bad=list(found.bad), last_at=found.last_at)
     with transaction.atomic():
         gatherer = Gatherer(now)
-        unique = {row.id: row for row in found.rows}
-        rows = list(unique.values())
-        ensure_partitions({time_of(row.id).date() for row in rows})
+        rows = list({row.id: row for row in found.rows}.values())
+        ensure_partitions(map(date.fromordinal, {row.day for row in rows}))
         _leave_out_retries(rows)
         inserted = _insert(rows, landed) if rows else []
-        for row in inserted:
-            if row.counted:
-                gatherer.add_row(row)
+        seconds = _by_second(inserted)
+        for (kind, second), mine in seconds.items():
+            gatherer.add_rows(kind, second, [row for row in mine if row.counted])
         for refusal in found.refusals:
             gatherer.add_refusal(refusal)
         gatherer.save()
@@ -68,36 +82,55 @@ def record_predictions(records: Sequence[SpoolRecord], now: datetime | None = No
         landed.repeated = len(found.rows) - len(inserted) - (len(landed.bad) - len(found.bad))
         landed.refused = len(found.refusals)
         _remember_failures(inserted, found.refusals)
-        _count_key_use(inserted, found.refusals)
+        _count_key_use(seconds, found.refusals)
         matching.match_arrived(inserted)
     return landed
+
+
+def _by_second(rows: Sequence[LogRow]) -> Seconds:
+    found: dict[tuple[Kind, int], list[LogRow]] = defaultdict(list)
+    for row in rows:
+        found[row.kind, int(row.at)].append(row)
+    return found
 
 
 def _insert(rows: list[LogRow], landed: Landed) -> list[LogRow]:
     """The rows that were new. Rows that PostgreSQL refuses go to `landed.bad`."""
     try:
+        copied = b"".join([row.copied() for row in rows])
         with transaction.atomic():
-            return _copy(rows)
-    except (DataError, ValueError, RecursionError) as error:
+            try:
+                # Half of the cost of going by a second table; a row is there already only where it was spooled twice.
+                with transaction.atomic():
+                    _copy(_COPY, copied)
+                return rows
+            except IntegrityError:
+                new = _insert_staged(copied)
+                return [row for row in rows if row.id in new]
+    except (DataError, ValueError, *UNREADABLE) as error:
         if len(rows) == 1:
             logger.warning("a record was refused by the database: %s", type(error).__name__)
-            landed.bad.append(rows[0].record)
+            landed.bad.append(rows[0].line)
             return []
     middle = len(rows) // 2
     return _insert(rows[:middle], landed) + _insert(rows[middle:], landed)
 
 
-def _copy(rows: list[LogRow]) -> list[LogRow]:
+def _copy(statement: str, copied: bytes) -> None:
+    # Django wraps the errors of `execute` alone.
+    with connection.cursor() as cursor, connection.wrap_database_errors, cursor.copy(statement) as copy:
+        copy.write(copied)
+
+
+def _insert_staged(copied: bytes) -> set[str]:
+    """Inserts those of the rows that are not in the log yet, and returns their ids."""
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL client_min_messages = warning")
         cursor.execute(_STAGE)
         cursor.execute("TRUNCATE prediction_staging")
-        with cursor.copy(_COPY) as copy:
-            for row in rows:
-                copy.write_row(row.values())
-        cursor.execute(_INSERT)
-        new = {identity for (identity,) in cursor.fetchall()}
-    return [row for row in rows if row.id in new]
+        _copy(_COPY_STAGED, copied)
+        cursor.execute(_INSERT_STAGED)
+        return {identity for (identity,) in cursor.fetchall()}
 
 
 def _leave_out_retries(rows: list[LogRow]) -> None:
@@ -108,7 +141,7 @@ def _leave_out_retries(rows: list[LogRow]) -> None:
     groups: dict[tuple[object, ...], list[LogRow]] = defaultdict(list)
     for row in rows:
         if row.digest is not None and row.counted and row.record.role is Role.LIVE:
-            groups[row.key_id, row.deployment_id, row.idempotency_key, row.digest].append(row)
+            groups[row.kind.key_id, row.kind.deployment_id, row.idempotency_key, row.digest].append(row)
     if not groups:
         return
     members = [row for mine in groups.values() for row in mine]
@@ -119,38 +152,38 @@ def _leave_out_retries(rows: list[LogRow]) -> None:
             "AND deployment_id = ANY(%s) AND idempotency_key = ANY(%s) AND idempotency_key <> '' "
             "AND id >= %s AND id < %s AND id <> ALL(%s)",
             [
-                list({row.deployment_id for row in members}),
+                list({row.kind.deployment_id for row in members}),
                 list({row.idempotency_key for row in members}),
-                first_id(min(row.at for row in members) - RETRIES_WITHIN),
-                first_id(max(row.at for row in members) + RETRIES_WITHIN),
-                [row.id for row in members],
+                first_id(_moment(min(row.at for row in members)) - RETRIES_WITHIN),
+                first_id(_moment(max(row.at for row in members)) + RETRIES_WITHIN),
+                [uuid.UUID(row.id) for row in members],
             ],
         )
         counted = {tuple(found[:4]): found[4] for found in cursor.fetchall()}
     for call, mine in groups.items():
-        first = counted.get(call) or min(mine, key=lambda row: row.id).id
+        first = str(counted.get(call) or min(row.id for row in mine))
         for row in mine:
             row.counted = row.id == first
             if not row.counted and row.retry_of is None and first < row.id:
-                row.retry_of = first
+                row.retry_of = uuid.UUID(first)
 
 
 def _remember_failures(rows: list[LogRow], refusals: list[Refusal]) -> None:
     """Keeps the last calls that failed of each key."""
-    failed: list[LogRow | Refusal] = [row for row in rows if row.record.outcome is not Outcome.OK]
-    failed += refusals
+    failed: list[tuple[Kind | Refusal, LogRow | Refusal]] = [(refusal, refusal) for refusal in refusals]
+    failed += [(row.kind, row) for row in rows if row.record.outcome is not Outcome.OK]
     calls = [
         FailedCall(
-            key_id=call.key_id,
-            deployment_id=call.deployment_id,
-            at=call.at,
+            key_id=about.key_id,
+            deployment_id=about.deployment_id,
+            at=_moment(call.at),
             status=call.record.status,
             code=clean_text(call.record.code[:40]),
             loc=clean_text(call.record.loc[:200]),
             request_id=clean_text(call.record.context.get("request_id", call.record.id)[:64]),
         )
-        for call in failed
-        if call.key_id is not None and call.record.role is Role.LIVE
+        for about, call in failed
+        if about.key_id is not None and call.record.role is Role.LIVE
     ]
     if not calls:
         return
@@ -168,17 +201,17 @@ def _remember_failures(rows: list[LogRow], refusals: list[Refusal]) -> None:
         )
 
 
-def _count_key_use(rows: list[LogRow], refusals: list[Refusal]) -> None:
+def _count_key_use(seconds: Seconds, refusals: list[Refusal]) -> None:
     """Adds to the hourly counts of each key; in the order of the keys, so that two ingesters never wait crosswise."""
     counts: dict[tuple[uuid.UUID, datetime], list[int]] = defaultdict(lambda: [0, 0])
-    for row in rows:
-        if row.key_id is not None and row.record.role is Role.LIVE:
-            count = counts[row.key_id, row.at.replace(minute=0, second=0, microsecond=0)]
-            count[0] += 1
-            count[1] += row.record.outcome is not Outcome.OK
+    for (kind, second), rows in seconds.items():
+        if kind.key_id is not None and kind.role is Role.LIVE:
+            count = counts[kind.key_id, _hour(second)]
+            count[0] += len(rows)
+            count[1] += sum(row.record.outcome is not Outcome.OK for row in rows)
     for refusal in refusals:
         if refusal.key_id is not None:
-            count = counts[refusal.key_id, refusal.at.replace(minute=0, second=0, microsecond=0)]
+            count = counts[refusal.key_id, _hour(refusal.at)]
             count[0] += refusal.calls
             count[1] += refusal.calls
     if not counts:
@@ -196,3 +229,11 @@ def _count_key_use(rows: list[LogRow], refusals: list[Refusal]) -> None:
                 [failed for _, (_, failed) in keyed],
             ],
         )
+
+
+def _moment(at: float) -> datetime:
+    return datetime.fromtimestamp(at, UTC)
+
+
+def _hour(at: float) -> datetime:
+    return _moment(at // 3600 * 3600)

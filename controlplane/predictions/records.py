@@ -1,8 +1,8 @@
-"""Sorts spooled records into rows of the log, refused calls, and what cannot be either."""
+"""Sorts spooled lines into rows of the log, refused calls, and what cannot be either."""
 
-import math
+import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
@@ -10,11 +10,9 @@ from typing import Any
 
 import msgspec
 
-from controlplane.predictions.cleaning import clean_text, json_text
-from controlplane.predictions.partitions import is_uuid7, time_of
-from inference.contracts import Outcome, Role, Source, SpoolRecord
-
-_encoder = msgspec.json.Encoder()
+from controlplane.predictions.cleaning import clean, clean_text
+from inference.contracts import Outcome, Role, Source, SpoolLine
+from inference.spool import UNREADABLE
 
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
@@ -25,27 +23,56 @@ NEWEST = timedelta(days=30)
 CLOCK_SLACK = timedelta(days=1)
 TEXT_LENGTH = 256
 
-# The columns of table `prediction`, in the order of LogRow.values().
+# The columns of table `prediction`, in the order of LogRow.copied(); the first ten are alike for many calls.
 COLUMNS = (
-    *("id", "at", "deployment_id", "version_id", "version", "revision", "routes_generation", "key_id", "client_id"),
-    *("retry_of", "shadow_of", "idempotency_key", "source", "role", "lane", "pinned", "queue_ms", "compute_ms"),
-    *("total_ms", "rows", "outcome", "status", "code", "loc", "inputs", "outputs", "scores", "context", "pictures"),
-    *("warnings", "counted", "digest"),
+    *("deployment_id", "version_id", "version", "revision", "routes_generation", "key_id", "source", "role", "lane"),
+    *("pinned", "id", "at", "client_id", "retry_of", "shadow_of", "idempotency_key", "queue_ms", "compute_ms"),
+    *("total_ms", "rows", "outcome", "status", "code", "loc", "counted", "digest", "inputs", "outputs", "scores"),
+    *("context", "pictures", "warnings"),
 )
+
+# Columns by name: one number each for the usual call of one row, else lists over rows of whatever was sent.
+Columns = Mapping[str, Sequence[Any]]
+
+_UUID7 = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_line = msgspec.json.Decoder(SpoolLine)
+_one_number_each = msgspec.json.Decoder(dict[str, tuple[float]])
+_lists = msgspec.json.Decoder(dict[str, list[Any]])
+_encoder = msgspec.json.Encoder()
+_NO_JSON = (b"", b"null", b"{}", b"[]")
+_NULL = "\\N"
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+_UNIX_DAY = datetime(1970, 1, 1).toordinal()
+
+
+@dataclass(slots=True, eq=False)
+class Kind:
+    """What many calls have in common; there is one object for each kind in a batch. `copied`: their first columns."""
+
+    deployment_id: uuid.UUID
+    version_id: uuid.UUID
+    version: int
+    revision: int
+    key_id: uuid.UUID | None
+    role: Role
+    source: Source
+    copied: str
 
 
 @dataclass(slots=True)
 class LogRow:
-    """A record that becomes a row of the log. `counted` says whether it enters the rollups."""
+    """A line that becomes a row of the log; `at` in Unix seconds. `counted` says whether it enters the rollups."""
 
-    record: SpoolRecord
-    id: uuid.UUID
-    at: datetime
-    deployment_id: uuid.UUID
-    version_id: uuid.UUID
-    key_id: uuid.UUID | None
+    line: bytes
+    record: SpoolLine
+    kind: Kind
+    id: str
+    made_ms: int
+    at: float
     retry_of: uuid.UUID | None
     shadow_of: uuid.UUID | None
+    features: Columns
+    scores: Columns
     counted: bool
     # What was asked, where an Idempotency-Key was sent: calls with one key and digest are one call and its retries.
     digest: int | None = None
@@ -55,50 +82,35 @@ class LogRow:
         """As it is stored."""
         return _short(self.record.idempotency_key)
 
-    def values(self) -> tuple[Any, ...]:
+    @property
+    def day(self) -> int:
+        """The day of its partition, as an ordinal."""
+        return _UNIX_DAY + self.made_ms // 86_400_000
+
+    def copied(self) -> bytes:
+        """The row in the text format of COPY, https://www.postgresql.org/docs/current/sql-copy.html."""
         record = self.record
-        return (
-            self.id,
-            self.at,
-            self.deployment_id,
-            self.version_id,
-            record.version,
-            record.revision,
-            record.routes_generation,
-            self.key_id,
-            _short(record.client_id),
-            self.retry_of,
-            self.shadow_of,
-            self.idempotency_key,
-            record.source.value,
-            record.role.value,
-            record.lane.value,
-            record.pinned,
-            _ms(record.queue_ms),
-            _ms(record.compute_ms),
-            _ms(record.total_ms),
-            record.rows,
-            record.outcome.value,
-            record.status,
-            _short(record.code),
-            _short(record.loc),
-            json_text(record.inputs),
-            json_text(record.outputs),
-            json_text(record.scores),
-            json_text(record.context),
-            json_text(record.pictures),
-            json_text(record.warnings),
-            self.counted,
-            self.digest,
+        facts = (
+            f"{self.kind.copied}\t{self.id}\t{datetime.fromtimestamp(self.at, UTC).isoformat()}\t"
+            f"{_text(record.client_id)}\t{self.retry_of or _NULL}\t{self.shadow_of or _NULL}\t"
+            f"{_text(record.idempotency_key)}\t{_ms(record.queue_ms)}\t{_ms(record.compute_ms)}\t"
+            f"{_ms(record.total_ms)}\t{record.rows}\t{record.outcome}\t{record.status}\t{_text(record.code)}\t"
+            f"{_text(record.loc)}\t{self.counted}\t{_NULL if self.digest is None else self.digest}"
         )
+        payload = _json(record.inputs), _json(record.outputs), _json(record.scores)
+        told = [
+            _json(_encoder.encode(value) if value else b"")
+            for value in (record.context, record.pictures, record.warnings)
+        ]
+        return b"%b\t%b\t%b\t%b\t%b\t%b\t%b\n" % (facts.encode(), *payload, *told)
 
 
 @dataclass(slots=True)
 class Refusal:
-    """A call that was answered with an error; it is counted and not logged."""
+    """A call that was answered with an error; it is counted and not logged. `at` in Unix seconds."""
 
-    record: SpoolRecord
-    at: datetime
+    record: SpoolLine
+    at: float
     deployment_id: uuid.UUID | None
     version_id: uuid.UUID | None
     key_id: uuid.UUID | None
@@ -113,68 +125,104 @@ class Refusal:
 class Sorted:
     rows: list[LogRow] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
-    bad: list[SpoolRecord] = field(default_factory=list)
+    bad: list[bytes] = field(default_factory=list)
+    # Of the last record, in Unix seconds.
+    last_at: float | None = None
 
 
-def sort_out(records: Iterable[SpoolRecord], now: datetime) -> Sorted:
-    """Every record ends in exactly one of the three lists."""
+def sort_out(lines: Sequence[bytes], now: datetime) -> Sorted:
+    """Every line ends in exactly one of the three lists."""
     found = Sorted()
-    for record in records:
-        if not _in_range(record):
-            found.bad.append(record)
+    kinds: dict[tuple[Any, ...], Kind | None] = {}
+    oldest_ms, newest_ms = (now - OLDEST).timestamp() * 1000, (now + NEWEST).timestamp() * 1000
+    for line in lines:
+        try:
+            record = _line.decode(line)
+            features, scores = _columns(record.features), _columns(record.scores)
+        except UNREADABLE:
+            found.bad.append(line)
             continue
-        row = None if _is_refusal(record) else _row(record, now)
-        if row is not None:
-            found.rows.append(row)
+        found.last_at = record.at
+        if not _in_range(record):
+            found.bad.append(line)
+            continue
+        made_ms = _made_ms(record.id)
+        kind = _kind(record, kinds)
+        # A call that got an error got no prediction. A shadow's failure is logged: nobody else would tell of it.
+        is_row = record.outcome is Outcome.OK or record.role is not Role.LIVE
+        if is_row and kind is not None and oldest_ms <= made_ms <= newest_ms:
+            found.rows.append(
+                LogRow(
+                    line=line,
+                    record=record,
+                    kind=kind,
+                    id=record.id,
+                    made_ms=made_ms,
+                    at=_moment(record.at, made_ms / 1000),
+                    retry_of=_uuid(record.retry_of),
+                    shadow_of=_uuid(record.shadow_of),
+                    features=features,
+                    scores=scores,
+                    counted=record.source is not Source.TEST,
+                    digest=_digest(record) if record.idempotency_key else None,
+                )
+            )
         elif record.outcome is Outcome.OK:
-            found.bad.append(record)
+            found.bad.append(line)
         else:
             found.refusals.append(_refusal(record, now))
     return found
 
 
-def _is_refusal(record: SpoolRecord) -> bool:
-    """A call that got an error got no prediction. A shadow's failure is logged: nobody else would tell of it."""
-    return record.outcome is not Outcome.OK and record.role is Role.LIVE
-
-
-def _row(record: SpoolRecord, now: datetime) -> LogRow | None:
-    """The row, or None where its ids are not what they must be."""
-    identity, deployment_id, version_id = _uuid(record.id), _uuid(record.deployment_id), _uuid(record.version_id)
-    if identity is None or not is_uuid7(identity) or deployment_id is None or version_id is None:
-        return None
+def _columns(raw: msgspec.Raw) -> Columns:
+    if bytes(raw) in _NO_JSON:
+        return {}
     try:
-        made_at = time_of(identity)
-    except (ValueError, OverflowError):
-        return None
-    if not now - OLDEST <= made_at <= now + NEWEST:
-        return None
-    return LogRow(
-        record=record,
-        id=identity,
-        at=_moment(record.at, made_at),
-        deployment_id=deployment_id,
-        version_id=version_id,
-        key_id=_uuid(record.key_id),
-        retry_of=_uuid(record.retry_of),
-        shadow_of=_uuid(record.shadow_of),
-        counted=record.source is not Source.TEST,
-        digest=_digest(record) if record.idempotency_key else None,
+        return _one_number_each.decode(raw)
+    except msgspec.ValidationError:
+        return _lists.decode(raw)
+
+
+def _kind(record: SpoolLine, kinds: dict[tuple[Any, ...], Kind | None]) -> Kind | None:
+    """The record's kind out of `kinds`, where it is put if it is new; None where an id is none."""
+    likeness = (
+        *(record.deployment_id, record.version_id, record.version, record.revision, record.routes_generation),
+        *(record.key_id, record.source, record.role, record.lane, record.pinned),
     )
+    if likeness in kinds:
+        return kinds[likeness]
+    deployment_id, version_id, key_id = _uuid(record.deployment_id), _uuid(record.version_id), _uuid(record.key_id)
+    if deployment_id is None or version_id is None:
+        kinds[likeness] = None
+        return None
+    copied = (
+        f"{deployment_id}\t{version_id}\t{record.version}\t{record.revision}\t{record.routes_generation}\t"
+        f"{key_id or _NULL}\t{record.source}\t{record.role}\t{record.lane}\t{record.pinned}"
+    )
+    kind = kinds[likeness] = Kind(
+        deployment_id, version_id, record.version, record.revision, key_id, record.role, record.source, copied
+    )
+    return kind
 
 
-def _digest(record: SpoolRecord) -> int:
+def _made_ms(identity: str) -> int:
+    """When a UUIDv7 was made, in Unix milliseconds; -1 for anything else."""
+    return int(identity[:8] + identity[9:13], 16) if _UUID7.fullmatch(identity) else -1
+
+
+def _digest(record: SpoolLine) -> int:
     """64 bits of a hash of the input, as far as the record has it."""
-    asked = [record.features, record.inputs, [picture.get("sha256") for picture in record.pictures]]
-    return int.from_bytes(blake2b(_encoder.encode(asked), digest_size=8).digest(), "big", signed=True)
+    pictures = _encoder.encode([picture.get("sha256") for picture in record.pictures])
+    asked = b"[%b,%b,%b]" % (bytes(record.features) or b"null", bytes(record.inputs) or b"null", pictures)
+    return int.from_bytes(blake2b(asked, digest_size=8).digest(), "big", signed=True)
 
 
-def _refusal(record: SpoolRecord, now: datetime) -> Refusal:
-    at = _moment(record.at, now, slack=OLDEST)
+def _refusal(record: SpoolLine, now: datetime) -> Refusal:
+    at = _moment(record.at, now.timestamp(), slack=OLDEST)
     return Refusal(record, at, _uuid(record.deployment_id), _uuid(record.version_id), _uuid(record.key_id))
 
 
-def _in_range(record: SpoolRecord) -> bool:
+def _in_range(record: SpoolLine) -> bool:
     return (
         0 <= record.version <= INT32
         and 0 <= record.revision <= INT32
@@ -193,16 +241,32 @@ def _uuid(text: str) -> uuid.UUID | None:
         return None
 
 
-def _moment(at: float, otherwise: datetime, slack: timedelta = CLOCK_SLACK) -> datetime:
-    """`at` as a time where it lies near `otherwise`, else `otherwise`."""
-    if not abs(at - otherwise.timestamp()) <= slack.total_seconds():
-        return otherwise
-    return datetime.fromtimestamp(at, UTC)
+def _moment(at: float, otherwise: float, slack: timedelta = CLOCK_SLACK) -> float:
+    """`at` where it lies near `otherwise`, else `otherwise`; all in Unix seconds."""
+    return at if abs(at - otherwise) <= slack.total_seconds() else otherwise
 
 
 def _ms(value: float) -> float:
-    return min(LONGEST_MS, max(0.0, value)) if math.isfinite(value) else 0.0
+    return value if 0.0 <= value <= LONGEST_MS else min(LONGEST_MS, max(0.0, value))
 
 
 def _short(text: str) -> str:
     return clean_text(text)[:TEXT_LENGTH] if text else ""
+
+
+def _text(text: str) -> str:
+    """A cell of COPY's text format."""
+    return _short(text).translate(_ESCAPES) if text else ""
+
+
+def _json(raw: bytes | msgspec.Raw) -> bytes:
+    """A jsonb cell of COPY's text format; NULL for null and for what is empty."""
+    body = bytes(raw)
+    if body in _NO_JSON:
+        return b"\\N"
+    if b"\\" in body:
+        # Rare: the escape of U+0000 (or of a backslash before "u0000", which cleaning leaves as it is).
+        if b"\\u0000" in body:
+            body = _encoder.encode(clean(msgspec.json.decode(body)))
+        body = body.replace(b"\\", b"\\\\")
+    return body

@@ -1,7 +1,7 @@
 """Rollups: deltas are gathered from records, inserted, and compacted into wider buckets. Nothing is ever updated."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -11,10 +11,10 @@ from django.utils import timezone
 
 from controlplane.predictions import sketches, tallies
 from controlplane.predictions.cleaning import clean_text
-from controlplane.predictions.histograms import Histogram, bin_of, merge
+from controlplane.predictions.histograms import Histogram, histogram, merge
 from controlplane.predictions.models import FeedbackRollup, Rollup
-from controlplane.predictions.records import LogRow, Refusal
-from inference.contracts import Outcome, Source
+from controlplane.predictions.records import Kind, LogRow, Refusal
+from inference.contracts import Outcome, Role, Source
 
 # (width of a bucket, the age at which it is merged into the next wider one). A day and a bit: the last 24 hours are
 # shown in minutes, whatever the minute at which they are asked for.
@@ -69,28 +69,21 @@ class Delta:
     total: Histogram = field(default_factory=dict)
     queue: Histogram = field(default_factory=dict)
     compute: Histogram = field(default_factory=dict)
-    # {kind: {name: values}}: gathered first, so that a sketch is fed once per delta and not once per record.
-    columns: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    # Served rows; gathered first, so that sketches are fed once per delta and not once per row.
+    served: list[LogRow] = field(default_factory=list)
     bundle: sketches.Bundle | None = None
 
-    def add_row(self, row: LogRow) -> None:
-        record = row.record
-        self.calls += 1
-        _bump(self.outcomes, record.outcome.value, 1)
-        if record.outcome is not Outcome.OK:
-            self._fail(record.code, record.loc, 1)
-            return
-        self.rows += record.rows
-        _count(self.total, record.total_ms)
-        _count(self.queue, record.queue_ms)
-        _count(self.compute, record.compute_ms)
-        if record.features:
-            self._gather(sketches.FEATURES, record.features)
-        if record.scores:
-            self._gather(sketches.SCORES, record.scores)
-        for picture in record.pictures:
-            numbers = {name: [value] for name, value in picture.items() if isinstance(value, int | float)}
-            self._gather(sketches.PICTURES, numbers)
+    def add_rows(self, rows: Sequence[LogRow]) -> None:
+        self.calls += len(rows)
+        served = [row for row in rows if row.record.outcome is Outcome.OK]
+        self.served += served
+        if served:
+            _bump(self.outcomes, Outcome.OK.value, len(served))
+        if len(served) < len(rows):
+            for row in rows:
+                if row.record.outcome is not Outcome.OK:
+                    _bump(self.outcomes, row.record.outcome.value, 1)
+                    self._fail(row.record.code, row.record.loc, 1)
 
     def add_refusal(self, refusal: Refusal) -> None:
         self.calls += refusal.calls
@@ -103,18 +96,6 @@ class Delta:
         _bump(self.codes, code, count)
         if place:
             _bump(self.places, f"{code}|{clean_text(place)[:PLACE_LENGTH]}", count, most=PLACES)
-
-    def _gather(self, kind: str, columns: Mapping[str, list[Any]]) -> None:
-        mine = self.columns.setdefault(kind, {})
-        for name, values in columns.items():
-            gathered = mine.get(name)
-            if gathered is None:
-                # A name with U+0000 cannot be shown or asked for.
-                gathered = mine.setdefault(clean_text(name), [])
-            if isinstance(values, list):
-                gathered += values
-            else:
-                gathered.append(values)
 
     def add_rollup(self, rollup: Rollup) -> None:
         """Adds a stored delta."""
@@ -134,8 +115,8 @@ class Delta:
 
     def as_rollup(self, key: Key) -> Rollup:
         bundle = self.bundle if self.bundle is not None else sketches.new_bundle()
-        for kind, columns in self.columns.items():
-            sketches.add_columns(bundle, kind, columns)
+        if self.served:
+            self._count_served(bundle)
         return Rollup(
             **key.fields(),
             calls=self.calls,
@@ -152,16 +133,23 @@ class Delta:
             sketches=sketches.pack(bundle),
         )
 
+    def _count_served(self, bundle: sketches.Bundle) -> None:
+        records = [row.record for row in self.served]
+        self.rows += sum(record.rows for record in records)
+        merge(self.total, histogram([record.total_ms for record in records]))
+        merge(self.queue, histogram([record.queue_ms for record in records]))
+        merge(self.compute, histogram([record.compute_ms for record in records]))
+        sketches.add_calls(bundle, sketches.FEATURES, [row.features for row in self.served])
+        sketches.add_calls(bundle, sketches.SCORES, [row.scores for row in self.served])
+        for picture in (picture for record in records for picture in record.pictures):
+            numbers = {name: [value] for name, value in picture.items() if isinstance(value, int | float)}
+            sketches.add_calls(bundle, sketches.PICTURES, [numbers])
+
 
 def _bump(counts: dict[str, int], name: str, count: int, most: int | None = None) -> None:
     if most is not None and name not in counts and len(counts) >= most:
         name = "other"
     counts[name] = counts.get(name, 0) + count
-
-
-def _count(bins: Histogram, ms: float) -> None:
-    index = bin_of(ms)
-    bins[index] = bins.get(index, 0) + 1
 
 
 class Gatherer:
@@ -171,30 +159,24 @@ class Gatherer:
         self._now = now
         self._deltas: dict[Key, Delta] = {}
 
-    def _delta(self, row: LogRow | Refusal) -> Delta:
-        record = row.record
-        width_s = width_for(self._now - row.at)
-        key = Key(
-            row.deployment_id,
-            row.version_id,
-            record.version,
-            record.revision,
-            record.role.value,
-            record.source.value,
-            bucket_of(row.at, width_s),
-            width_s,
-        )
-        delta = self._deltas.get(key)
-        if delta is None:
-            delta = self._deltas[key] = Delta()
-        return delta
-
-    def add_row(self, row: LogRow) -> None:
-        self._delta(row).add_row(row)
+    def add_rows(self, kind: Kind, second: int, rows: Sequence[LogRow]) -> None:
+        """Rows of one kind that came in one second."""
+        if rows:
+            self._delta(kind, kind.version, kind.revision, kind.role, kind.source, second).add_rows(rows)
 
     def add_refusal(self, refusal: Refusal) -> None:
-        if refusal.record.source is not Source.TEST:
-            self._delta(refusal).add_refusal(refusal)
+        record = refusal.record
+        if record.source is not Source.TEST:
+            at = int(refusal.at)
+            self._delta(refusal, record.version, record.revision, record.role, record.source, at).add_refusal(refusal)
+
+    def _delta(
+        self, ids: Kind | Refusal, version: int, revision: int, role: Role, source: Source, second: int
+    ) -> Delta:
+        width_s = width_for(self._now - datetime.fromtimestamp(second, UTC))
+        bucket = second // width_s * width_s
+        key = Key(ids.deployment_id, ids.version_id, version, revision, role.value, source.value, bucket, width_s)
+        return self._deltas.setdefault(key, Delta())
 
     def save(self) -> int:
         """Inserts the deltas; returns how many. A few INSERTs."""

@@ -7,24 +7,20 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import msgspec
 from django.db import connection, transaction
 from django.db.models import F
 from django.utils import timezone
 
-from controlplane.predictions.ingest import Landed, record_predictions
+from controlplane.predictions.ingest import Landed, record_lines
 from controlplane.predictions.models import IngesterStatus, SpoolBookmark
-from inference.contracts import SpoolRecord
-from inference.spool import Chunk, SpoolFile, SpoolReader
+from inference.spool import SpoolFile, SpoolReader
 
 logger = logging.getLogger(__name__)
 
 # About two thousand records of 30 features; a transaction of a tenth of a second.
-STEP_BYTES = 2 * 1024 * 1024
+STEP_BYTES = 4 * 1024 * 1024
 QUARANTINE = "quarantine"
 STALE_BOOKMARK_DAYS = 7
-
-_line_decoder = msgspec.json.Decoder(SpoolRecord)
 
 
 class Ingester:
@@ -56,25 +52,22 @@ class Ingester:
         return worked
 
     def _ship(self, file: SpoolFile) -> bool:
-        landed, chunk, lost = Landed(), Chunk(), 0
+        landed = Landed()
         with transaction.atomic():
             offset = self._bookmark(file)
             if offset is None:
                 return False
             chunk = file.read(offset, limit_bytes=self._step_bytes)
-            end = chunk.offset
-            if chunk.finished and end < file.size_bytes():
-                # The writer died within its last line: that answer was never sent.
-                end, lost = file.size_bytes(), 1
+            end = chunk.offset + len(chunk.torn)
             if end > offset:
-                landed = record_predictions(chunk.records, self._clock())
-                lost += chunk.broken + len(landed.bad)
-                if lost:
-                    self._set_aside(file, offset, end, landed.bad)
+                landed = record_lines(chunk.lines, self._clock())
+                unreadable = [*landed.bad, chunk.torn] if chunk.torn else landed.bad
+                if unreadable:
+                    self._set_aside(file, offset, unreadable)
                 SpoolBookmark.objects.filter(name=file.name).update(offset=end, updated_at=self._clock())
-                self._count(landed, lost)
-        if chunk.records:
-            self._oldest_unshipped_at = None if end >= file.size_bytes() else chunk.records[-1].at
+                self._count(landed, len(unreadable))
+        if chunk.lines:
+            self._oldest_unshipped_at = None if end >= file.size_bytes() else landed.last_at
         if chunk.finished:
             file.remove()
             SpoolBookmark.objects.filter(name=file.name).delete()
@@ -94,13 +87,8 @@ class Ingester:
             return None
         return bookmark.offset
 
-    def _set_aside(self, file: SpoolFile, offset: int, end: int, bad: list[SpoolRecord]) -> None:
-        """Copies lines that could not be shipped to a side file, named by their place: a repeated step rewrites it."""
-        with file.path.open("rb") as stream:
-            stream.seek(offset)
-            lines = stream.read(end - offset).split(b"\n")
-        ids = {record.id for record in bad}
-        unreadable = [line for line in lines if line and _id_of(line) in (None, *ids)]
+    def _set_aside(self, file: SpoolFile, offset: int, unreadable: list[bytes]) -> None:
+        """Writes lines that could not be shipped to a side file, named by their place: a repeated step rewrites it."""
         self.quarantine.mkdir(mode=0o700, exist_ok=True)
         target = self.quarantine / f"{file.name}-{offset}.lines"
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -131,14 +119,6 @@ class Ingester:
         IngesterStatus.objects.filter(host=self.host).update(
             seen_at=now, lag_s=behind, spool_bytes=self.reader.size_bytes(), failure=failure[:500]
         )
-
-
-def _id_of(line: bytes) -> str | None:
-    """The id of a record; None where the line is none."""
-    try:
-        return _line_decoder.decode(line).id
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
 
 
 def forget_old_bookmarks() -> int:

@@ -5,8 +5,9 @@ cap of distinct values and then as "other", missing values are counted beside bo
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -42,7 +43,7 @@ class Sketch:
     def add(self, values: Sequence[Any]) -> None:
         """Counts values: numbers and booleans as numbers, texts as categories, None and non-finite ones as missing."""
         if set(map(type, values)) <= NUMBERS:
-            self._add_numbers(values)
+            self.add_numbers(values)
             return
         numbers: list[Any] = []
         for value in values:
@@ -53,9 +54,10 @@ class Sketch:
                 numbers.append(value)
             else:
                 self.missing += 1
-        self._add_numbers(numbers)
+        self.add_numbers(numbers)
 
-    def _add_numbers(self, numbers: Sequence[Any]) -> None:
+    def add_numbers(self, numbers: Sequence[Any]) -> None:
+        """Counts numbers alone, a list or an array of them."""
         try:
             given = np.array(numbers, dtype=np.float64)
         except OverflowError:
@@ -121,12 +123,31 @@ def new_bundle() -> Bundle:
 
 
 def add_columns(bundle: Bundle, kind: str, columns: Mapping[str, Sequence[Any]]) -> None:
-    sketches = bundle.setdefault(kind, {})
     for name, values in columns.items():
-        sketch = sketches.get(name)
-        if sketch is None:
-            sketch = sketches[name] = Sketch()
-        sketch.add(values)
+        _sketch(bundle, kind, name).add(values)
+
+
+def add_calls(bundle: Bundle, kind: str, calls: Iterable[Mapping[str, Sequence[Any]]]) -> None:
+    """Adds the columns of many calls. The usual ones, whose columns are each one number in a tuple (records.Columns),
+    are gathered into a table for each set of names, which costs a third of gathering column by column.
+    """
+    tables: dict[tuple[str, ...], list[float]] = {}
+    columns: dict[str, list[Any]] = {}
+    for call in calls:
+        if type(next(iter(call.values()), None)) is tuple:
+            tables.setdefault(tuple(call), []).extend(chain.from_iterable(call.values()))
+        else:
+            for name, values in call.items():
+                columns.setdefault(clean_text(name), []).extend(values)
+    add_columns(bundle, kind, columns)
+    for names, cells in tables.items():
+        table = np.array(cells, dtype=np.float64).reshape(-1, len(names)) if names else ()
+        for name, numbers in zip(names, np.transpose(table), strict=True):
+            _sketch(bundle, kind, clean_text(name)).add_numbers(numbers)
+
+
+def _sketch(bundle: Bundle, kind: str, name: str) -> Sketch:
+    return bundle.setdefault(kind, {}).setdefault(name, Sketch())
 
 
 def merge_bundles(into: Bundle, other: Bundle) -> Bundle:

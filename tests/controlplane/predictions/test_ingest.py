@@ -5,13 +5,14 @@ import uuid
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from controlplane.catalog.models import ModelVersion
 from controlplane.deployments.models import Deployment
 from controlplane.predictions import sketches
 from controlplane.predictions.histograms import Histogram, merge, quantile
-from controlplane.predictions.ingest import record_predictions
+from controlplane.predictions.ingest import record_lines, record_predictions
 from controlplane.predictions.models import FailedCall, Feedback, FeedbackState, KeyUse, Prediction, Rollup
 from controlplane.predictions.partitions import (
     delete_expired,
@@ -35,7 +36,7 @@ def test_a_served_call_is_logged_and_counted(deployment: Deployment, version: Mo
 
     landed = record_predictions([record])
 
-    assert landed.inserted == [uuid.UUID(record.id)]
+    assert landed.inserted == [record.id]
     row = Prediction.objects.get()
     assert (str(row.id), row.client_id, row.version) == (record.id, "order-7", version.number)
     assert row.inputs == {"amount": [12.5], "age": [30]}
@@ -98,19 +99,66 @@ def test_poison_text_is_stored_cleaned_and_stops_nothing(deployment: Deployment,
     assert row.inputs == {"a\ufffdb": ["a\ufffdb", {"deep": "a\ufffdb"}]}
 
 
+@pytest.mark.parametrize(
+    "refused_json",
+    [
+        pytest.param(b"1" * 131_073, id="a number with more digits than jsonb takes"),
+        pytest.param(b'"\xff\xfe"', id="no UTF-8"),
+        pytest.param(b'"\\ud800"', id="half of a surrogate pair"),
+        pytest.param(b'"\\ud800\\u0000"', id="half of a surrogate pair that is to be cleaned"),
+    ],
+)
 def test_what_the_database_refuses_is_handed_back_and_the_rest_lands(
-    deployment: Deployment, version: ModelVersion
+    deployment: Deployment, version: ModelVersion, refused_json: bytes
 ) -> None:
-    # jsonb takes no number of more than 131,072 digits before the point; a JSON integer may have them.
-    monster = served(deployment, version, inputs={"n": [10**131_073]}, features=None)
-    records = [served(deployment, version) for _ in range(7)]
+    refused_line = msgspec.json.encode(served(deployment, version)).replace(
+        b'"inputs":{"amount":[12.5]', b'"inputs":{"amount":[' + refused_json + b"]"
+    )
+    lines = [msgspec.json.encode(served(deployment, version)) for _ in range(7)]
 
-    landed = record_predictions([*records[:3], monster, *records[3:]])
+    landed = record_lines([*lines[:3], refused_line, *lines[3:]])
 
-    assert [record.id for record in landed.bad] == [monster.id]
+    assert landed.bad == [refused_line]
     assert len(landed.inserted) == 7
     assert landed.repeated == 0
     assert calls() == 7
+
+
+def test_payloads_are_stored_as_they_were_spooled(deployment: Deployment, version: ModelVersion) -> None:
+    odd = {"back\\slash": ["\t\n\r", "\\N", '"'], "ü\u2028": [1e-7, 2**70, True, None]}
+    record = served(
+        deployment,
+        version,
+        client_id="a\tb\\c\n",
+        inputs=odd,
+        outputs={"y": []},
+        pictures=[{"width": 2}],
+        warnings=["\\"],
+    )
+
+    record_predictions([record])
+
+    row = Prediction.objects.get()
+    assert (row.client_id, row.inputs, row.outputs) == ("a\tb\\c\n", odd, {"y": []})
+    assert (row.pictures, row.warnings, row.context) == ([{"width": 2}], ["\\"], None)
+
+
+def test_calls_of_any_shape_are_sketched(deployment: Deployment, version: ModelVersion) -> None:
+    shapes: list[dict[str, list[Any]]] = [
+        {"amount": [1.0], "age": [2]},
+        {"age": [3], "amount": [4.0]},
+        {"amount": [5.0, 6.0], "age": [7, 8]},
+        {"amount": [None], "age": [True]},
+        {"amount": ["dear"], "age": [10**400]},
+        {"amount": [1e300]},
+        {},
+    ]
+    record_predictions([served(deployment, version, features=features) for features in shapes])
+
+    found = sketches.unpack(Rollup.objects.get().sketches)["features"]
+    assert (found["amount"].n, found["amount"].missing, found["amount"].total) == (5, 2, 16.0)
+    assert found["amount"].categories == {"dear": 1}
+    assert (found["age"].n, found["age"].missing, found["age"].total) == (5, 1, 21.0)
 
 
 @pytest.mark.parametrize(

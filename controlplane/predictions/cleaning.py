@@ -25,12 +25,14 @@ def clean(value: Any) -> Any:
     return value
 
 
-def json_text(value: Any) -> str | None:
-    """JSON for a jsonb column, with NaN and infinities as null; None for None and for empty collections."""
-    if value is None or value == {} or value == []:
-        return None
-    body = _encoder.encode(value)
+def clean_json(body: bytes) -> bytes:
+    """JSON for a jsonb column, its texts and keys cleaned of U+0000; b"" for null and for empty collections.
+
+    Raises msgspec.DecodeError where it is to be cleaned and is no JSON; else it is not looked into.
+    """
+    if body in (b"null", b"{}", b"[]"):
+        return b""
     # Rare: the escape of U+0000 (or of a backslash before "u0000", which cleaning leaves as it is).
     if b"\\u0000" in body:
-        body = _encoder.encode(clean(value))
-    return body.decode()
+        return _encoder.encode(clean(msgspec.json.decode(body)))
+    return body

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from controlplane.predictions.cleaning import clean, clean_text
+from controlplane.predictions.cleaning import clean_json, clean_text
 from inference.contracts import Outcome, Role, Source, SpoolLine
 from inference.spool import UNREADABLE
 
@@ -39,7 +39,6 @@ _line = msgspec.json.Decoder(SpoolLine)
 _one_number_each = msgspec.json.Decoder(dict[str, tuple[float]])
 _lists = msgspec.json.Decoder(dict[str, list[Any]])
 _encoder = msgspec.json.Encoder()
-_NO_JSON = (b"", b"null", b"{}", b"[]")
 _NULL = "\\N"
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _UNIX_DAY = datetime(1970, 1, 1).toordinal()
@@ -175,7 +174,7 @@ def sort_out(lines: Sequence[bytes], now: datetime) -> Sorted:
 
 
 def _columns(raw: msgspec.Raw) -> Columns:
-    if bytes(raw) in _NO_JSON:
+    if bytes(raw) in (b"", b"null"):
         return {}
     try:
         return _one_number_each.decode(raw)
@@ -261,12 +260,5 @@ def _text(text: str) -> str:
 
 def _json(raw: bytes | msgspec.Raw) -> bytes:
     """A jsonb cell of COPY's text format; NULL for null and for what is empty."""
-    body = bytes(raw)
-    if body in _NO_JSON:
-        return b"\\N"
-    if b"\\" in body:
-        # Rare: the escape of U+0000 (or of a backslash before "u0000", which cleaning leaves as it is).
-        if b"\\u0000" in body:
-            body = _encoder.encode(clean(msgspec.json.decode(body)))
-        body = body.replace(b"\\", b"\\\\")
-    return body
+    body = clean_json(bytes(raw))
+    return body.replace(b"\\", b"\\\\") if body else b"\\N"

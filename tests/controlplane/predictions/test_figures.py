@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from controlplane.predictions import tallies
-from controlplane.predictions.cleaning import clean, clean_text, json_text
+from controlplane.predictions.cleaning import clean, clean_json, clean_text
 from controlplane.predictions.histograms import LAST_BIN, bin_of, edge_ms, histogram, merge, quantile, score_bin
 from controlplane.predictions.rollups import width_for
 from controlplane.predictions.sketches import (
@@ -127,9 +127,9 @@ def test_any_text_becomes_one_that_postgresql_takes() -> None:
     assert clean_text("a\0b\ud800c") == "a\ufffdb\ufffdc"
     assert clean_text("\U0001f600") == "\U0001f600"
     assert clean({"\0": ["\0", 1, None]}) == {"\ufffd": ["\ufffd", 1, None]}
-    assert json_text({"a": "back\\u0000slash", "n": math.nan}) == '{"a":"back\\\\u0000slash","n":null}'
-    assert json_text({"a": "\0"}) == '{"a":"\ufffd"}'
-    assert (json_text(None), json_text({}), json_text([])) == (None, None, None)
+    assert clean_json(rb'{"a":"back\\u0000slash"}') == rb'{"a":"back\\u0000slash"}'
+    assert clean_json(rb'{"a":"\u0000","n":1}') == '{"a":"\ufffd","n":1}'.encode()
+    assert [clean_json(nothing) for nothing in (b"", b"null", b"{}", b"[]")] == [b""] * 4
 
 
 def test_old_records_are_counted_in_wide_buckets_at_once() -> None:

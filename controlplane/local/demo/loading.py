@@ -1,4 +1,4 @@
-"""Loads what is missing of the demo: three deployments with two days of history, and a doctor's account."""
+"""Loads what is missing of the demo: three deployments with two days of history, a doctor's account, some studies."""
 
 import io
 import secrets
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from django.conf import settings
 from django.core.management import call_command
+from django.db import transaction
 
 from controlplane.accounts.models import Role, Team, User
 from controlplane.accounts.services import DEFAULT_TEAM, add_member, create_user
@@ -22,9 +23,11 @@ from controlplane.deployments.services.deployments import edit_deployment
 from controlplane.errors import DomainError
 from controlplane.local.demo.cases import Case, cases
 from controlplane.local.demo.history import write_history
+from controlplane.local.demo.studies import read_studies, send_studies
 from controlplane.local.home import Home
 
 DOCTOR = "doctor"
+XRAYS = "chest-xray"
 
 
 def ensure_demo() -> list[str]:
@@ -32,17 +35,28 @@ def ensure_demo() -> list[str]:
 
     Raises DomainError where a version is rejected.
     """
-    lines = [_ensure_case(case) for case in cases()]
-    return [*lines, _ensure_doctor(Home(settings.SIGNALBOX_HOME))]
+    doctor, said = _ensure_doctor(Home(settings.SIGNALBOX_HOME))
+    found = {case.name: _deployed(case) for case in cases()}
+    # Sent first and read last: in between the workers have had their time.
+    sent = send_studies(doctor, found[XRAYS]) if doctor is not None and _serves(found[XRAYS]) else []
+    lines = [_ensure_history(case, found[case.name]) for case in cases()]
+    if doctor is not None and sent:
+        said = f"{said} {len(sent)} studies are sent, {read_studies(doctor, sent)} are read."
+    return [*lines, said]
 
 
-def _ensure_case(case: Case) -> str:
-    found = Deployment.objects.filter(name=case.name).first()
-    if found is None:
-        found = _deploy(case)
+def _deployed(case: Case) -> Deployment:
+    return Deployment.objects.filter(name=case.name).first() or _deploy(case)
+
+
+def _serves(deployment: Deployment) -> bool:
+    return deployment.revisions.filter(state=RevisionState.ACTIVE).exists()
+
+
+def _ensure_history(case: Case, found: Deployment) -> str:
     if found.demo:
         return f"{case.name} is there already."
-    if not found.revisions.filter(state=RevisionState.ACTIVE).exists():
+    if not _serves(found):
         return f"{case.name} is deployed and waits for a data plane; run load_demo again for its history."
     began_at = time.monotonic()
     written = write_history(case, found, time.time())
@@ -80,13 +94,18 @@ def _upload(case: Case, index: int, model: RegisteredModel, reference: Path) -> 
     return version
 
 
-def _ensure_doctor(home: Home) -> str:
-    """The account `doctor`, with a generated password that is kept in the home (0600)."""
-    if User.objects.filter(username=DOCTOR).exists():
-        return f"The account {DOCTOR} is there already."
+def _ensure_doctor(home: Home) -> tuple[User | None, str]:
+    """The account `doctor`, with a generated password that is kept in the home (0600), and a sentence about it.
+
+    None where somebody else's account has the name: the demo leaves it alone.
+    """
+    found = User.objects.filter(username=DOCTOR).first()
+    if found is not None:
+        return found if home.doctor_password_file.exists() else None, f"The account {DOCTOR} is there already."
     # Kept before the account exists: a password that nobody knows would lock the doctor out.
     password = secrets.token_urlsafe(12)
     home.write_private(home.doctor_password_file, password + "\n")
-    doctor = create_user(actor=COMMAND, username=DOCTOR, password=password)
-    add_member(actor=COMMAND, team=Team.objects.get(name=DEFAULT_TEAM), user=doctor, role=Role.DOCTOR)
-    return f"The account {DOCTOR} has the password in {home.doctor_password_file}."
+    with transaction.atomic():
+        doctor = create_user(actor=COMMAND, username=DOCTOR, password=password)
+        add_member(actor=COMMAND, team=Team.objects.get(name=DEFAULT_TEAM), user=doctor, role=Role.DOCTOR)
+    return doctor, f"The password of the account {DOCTOR} is kept in {home.doctor_password_file}."

@@ -40,10 +40,12 @@ class Ingester:
         self._step_bytes = step_bytes
         self._clock = clock
         self._oldest_unshipped_at: float | None = None
+        # Whether the last steps were full, so that the next ones may be at once.
+        self.has_more = False
 
     def do_one(self) -> bool:
         """Ships one step of every file that has something new; True where anything was read or a file was finished."""
-        worked = False
+        worked = self.has_more = False
         for file in self.reader.files():
             try:
                 worked |= self._ship(file)
@@ -59,6 +61,7 @@ class Ingester:
                 return False
             chunk = file.read(offset, limit_bytes=self._step_bytes)
             end = chunk.offset + len(chunk.torn)
+            self.has_more |= end - offset > self._step_bytes // 2
             if end > offset:
                 landed = record_lines(chunk.lines, self._clock())
                 unreadable = [*landed.bad, chunk.torn] if chunk.torn else landed.bad

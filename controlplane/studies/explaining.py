@@ -14,8 +14,8 @@ from controlplane.catalog.models import ModelVersion
 from controlplane.errors import DomainError
 from controlplane.jobs.dispatch import send
 from controlplane.jobs.models import Job, JobStatus
-from controlplane.studies import sealing
 from controlplane.studies.models import StudyPicture, StudyState
+from controlplane.studies.viewing import open_file
 from inference.runtime.explain import HeatMap, overlay
 from inference.runtime.preprocess import Pipeline
 
@@ -45,11 +45,11 @@ def resend() -> int:
 def heat_map_png(picture: StudyPicture, label: str) -> bytes:
     """The map of one label to be laid over the picture: a PNG with transparency of the picture's shape. One query.
 
-    Needs `study` joined. Raises DomainError `not_found` until the map is there, `unknown_label`, `gone`.
+    Needs `study` joined. Raises DomainError `not_found` until the map is there, `unknown_label`, `gone`, `internal`.
     """
     if not picture.heat_map or picture.study.version_id is None:
         raise DomainError("not_found", "The heat map is not there yet.")
-    heat = msgspec.msgpack.decode(sealing.open_file(picture.study, picture.heat_map), type=HeatMap)
+    heat = msgspec.msgpack.decode(open_file(picture, picture.heat_map), type=HeatMap)
     version = ModelVersion.objects.only("preprocessor").get(pk=picture.study.version_id)
     size = (picture.width, picture.height)
     try:

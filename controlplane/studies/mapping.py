@@ -15,10 +15,10 @@ from controlplane.errors import DomainError
 from controlplane.jobs.dispatch import QUEUE
 from controlplane.jobs.models import Job, JobStatus
 from controlplane.jobs.running import RUN_S, run_batch, runtime_host
-from controlplane.jobs.vault import VaultError
 from controlplane.studies import sealing
 from controlplane.studies.explaining import explicable
 from controlplane.studies.models import Study
+from controlplane.studies.viewing import open_file
 from inference.contracts import VersionRoute
 from inference.errors import InferenceError
 from inference.runtime.explain import HeatMap, Predict, grid_for, occlusion
@@ -48,10 +48,10 @@ def explain(picture_id: uuid.UUID) -> bool:
     assert picture.study.version_id is not None
     version = ModelVersion.objects.select_related("model", "artifact").get(pk=picture.study.version_id).route()
     try:
-        heat = heat_map(sealing.open_file(picture.study, picture.name), version)
+        heat = heat_map(open_file(picture, picture.name), version)
         name = sealing.seal_file(picture.study, msgspec.msgpack.encode(heat))
-    except (InferenceError, DomainError, VaultError) as error:
-        logger.warning("no heat map of picture %s: %s", picture_id, getattr(error, "code", type(error).__name__))
+    except (InferenceError, DomainError) as error:
+        logger.warning("no heat map of picture %s: %s", picture_id, error.code)
         return False
     with transaction.atomic():
         # Against an erasure that goes on meanwhile.

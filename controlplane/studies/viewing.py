@@ -1,13 +1,17 @@
 """Pictures of studies for a person's eyes. Decrypted in memory, read in throw-away children, never cached."""
 
+import logging
 from collections.abc import Callable
 
 from controlplane.catalog.models import ModelVersion
 from controlplane.errors import DomainError
+from controlplane.jobs.vault import VaultError
 from controlplane.studies import sealing
 from controlplane.studies.models import StudyPicture
 from inference.errors import InferenceError
 from inference.runtime import viewing
+
+logger = logging.getLogger(__name__)
 
 
 def pixels(picture: StudyPicture) -> bytes:
@@ -34,8 +38,17 @@ def model_view(picture: StudyPicture) -> bytes:
     return _made(picture, lambda content: viewing.model_view(content, version))
 
 
+def open_file(picture: StudyPicture, name: str) -> bytes:
+    """A file of the picture's study. Raises DomainError `gone`, or `internal` where it is lost or was changed."""
+    try:
+        return sealing.open_file(picture.study, name)
+    except VaultError as error:
+        logger.error("a file of picture %s cannot be read: %s", picture.pk, error)
+        raise DomainError("internal", "The picture's file cannot be read.") from error
+
+
 def _made(picture: StudyPicture, view: Callable[[bytes], bytes]) -> bytes:
-    content = sealing.open_file(picture.study, picture.name)
+    content = open_file(picture, picture.name)
     try:
         return view(content)
     except InferenceError as error:

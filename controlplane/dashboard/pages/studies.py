@@ -1,7 +1,7 @@
 """What a study's page says: where it stands, the suggestion as far as this person may see it, the answers."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,6 +16,8 @@ from controlplane.studies import queries, sealing
 from controlplane.studies.models import Answer, Study, StudyPicture, Verdict
 from controlplane.studies.suggestion import OnRecord, Score, Suggestion, suggestion
 from inference.contracts import Task
+
+SHOWN_AT_ONCE = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,11 @@ class ScoreBar:
 
 @dataclass(frozen=True, slots=True)
 class ScoreGroup:
+    """A picture's scores, highest first: those to see at once, and the rest, none of which is above its threshold."""
+
     position: int
     scores: list[ScoreBar]
+    rest: list[ScoreBar]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,14 +211,25 @@ def _notice(study: Study, said: Suggestion) -> str:
         parts = [f"Clinical deployment, approved by {study.deployment.approver}."]
     else:
         parts = ["Research deployment."]
-    view = f"{intended['view']} view" if intended.get("view") else ""
-    made_for = [intended.get("age_range"), intended.get("body_part"), intended.get("modality"), view]
-    told = ", ".join(str(part) for part in made_for if part)
+    told = ", ".join(_made_for({name: str(value) for name, value in intended.items() if value}))
     parts.append(f"Made for: {told}." if told else "This version does not say what it is for.")
     if said.unchecked:
-        listed = " and ".join(said.unchecked)
-        parts.append(f"The pictures do not say their {listed}: see for yourself that they fit.")
+        *most, last = said.unchecked
+        listed = f"{', '.join(most)} or {last}" if most else last
+        parts.append(f"The pictures do not all say their {listed}: see for yourself that they fit.")
     return " ".join(parts)
+
+
+def _made_for(intended: Mapping[str, str]) -> Iterator[str]:
+    if "body_part" in intended:
+        yield intended["body_part"].lower()
+    if "view" in intended:
+        yield f"{intended['view']} view"
+    if "modality" in intended:
+        yield intended["modality"].replace(", ", " or ")
+    if "age_range" in intended:
+        ages = intended["age_range"]
+        yield f"age {ages}" if ages[0].isdigit() else ages
 
 
 def _warnings(said: Suggestion) -> list[str]:
@@ -247,7 +263,16 @@ def _heat_labels(said: Suggestion) -> list[str]:
 
 
 def _groups(said: Suggestion) -> list[ScoreGroup]:
-    return [ScoreGroup(at, [_bar(score) for score in part.scores]) for at, part in enumerate(said.pictures, 1)]
+    groups = []
+    least = SHOWN_AT_ONCE if len(said.pictures) == 1 else SHOWN_AT_ONCE // 2
+    for position, part in enumerate(said.pictures, 1):
+        bars = [_bar(score) for score in part.scores]
+        last_above = max((index for index, bar in enumerate(bars, 1) if bar.above), default=0)
+        cut = max(least, last_above)
+        # A fold for one more line would be longer than the line.
+        cut = len(bars) if len(bars) <= cut + 1 else cut
+        groups.append(ScoreGroup(position, bars[:cut], bars[cut:]))
+    return groups
 
 
 def _bar(score: Score) -> ScoreBar:

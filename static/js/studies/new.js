@@ -170,6 +170,7 @@ function bind(root) {
     }
   });
   part("with-script").hidden = false;
+  drop.classList.add("scripted");
   input.required = false;
   relabel();
 }

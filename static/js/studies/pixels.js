@@ -11,16 +11,18 @@ export function decode(buffer) {
   return { ...header, values };
 }
 
-// The ways in which the file itself asks to be shown, best first. A look-up table is {table: true} with the window that
-// a drag continues from.
+// The ways in which the file itself asks to be shown, best first, and all of its values last. A look-up table is
+// {table: true} with the window that a drag continues from.
 export function presets(frame) {
   const found = [];
   if (frame.voi_lut) {
     const { first, entries } = frame.voi_lut;
-    found.push({ label: "Look-up table of the file", table: true, center: first + entries.length / 2, width: entries.length, function: "LINEAR" });
+    found.push({ label: "Look-up table", table: true, center: first + entries.length / 2, width: entries.length, function: "LINEAR" });
   }
-  (frame.windows || []).forEach((window, index) => found.push({ label: `Window ${index + 1} of the file`, ...window, table: false }));
-  found.push({ label: "Full range", table: false, ...fullRange(frame) });
+  const windows = frame.windows || [];
+  windows.forEach((window, index) => found.push({ label: windows.length > 1 ? `Window ${index + 1}` : "As opened", ...window, table: false }));
+  const all = { label: "Full range", ...fullRange(frame), table: false };
+  if (!windows.some((window) => window.center === all.center && window.width === all.width)) found.push(all);
   return found;
 }
 

@@ -10,7 +10,7 @@ if (stage) open(stage);
 
 async function imageOf(address) {
   const answer = await fetch(address, { headers: { "X-Requested-With": "fetch" } });
-  if (!answer.ok) throw new Error(String(answer.status));
+  if (answer.status !== 200) throw new Error(String(answer.status));
   return createImageBitmap(await answer.blob());
 }
 
@@ -29,6 +29,13 @@ function open(root) {
   root.querySelector("noscript")?.remove();
   tools.hidden = false;
 
+  // What the file's pixels call for; the page says most of it already.
+  const note = (words) => {
+    const line = document.querySelector("[data-note]");
+    const known = [...document.querySelectorAll("[data-warning]")].some((each) => each.textContent.trim() === words);
+    line.textContent = words;
+    line.hidden = !words || known;
+  };
   const say = (words) => { said.textContent = words; said.hidden = !words; };
 
   async function pick(thumb) {
@@ -39,7 +46,12 @@ function open(root) {
     clearTimeout(heatTimer);
     delete canvas.dataset.ready;
     canvas.setAttribute("aria-label", thumb.dataset.label);
-    if (tool("heat")) tool("heat").value = 0;
+    if (tool("heat")) {
+      tool("heat").value = 0;
+      tool("heat-said").textContent = "off";
+      const top = document.querySelector(`[data-scores="${thumb.dataset.picture}"]`)?.dataset.top;
+      if (top) tool("heat-label").value = top;
+    }
     if (!frames.has(thumb)) {
       say("Fetching the picture…");
       const answer = await fetch(thumb.dataset.pixels, { headers: { "X-Requested-With": "fetch" } }).catch(() => null);
@@ -52,7 +64,8 @@ function open(root) {
       if (current !== thumb) return;
     }
     viewer.show(frames.get(thumb));
-    say(frames.get(thumb).note || "");
+    say("");
+    note(frames.get(thumb).note || "");
     offerPresets();
     canvas.dataset.ready = thumb.dataset.picture;
   }
@@ -118,9 +131,14 @@ function open(root) {
   }
   tool("heat")?.addEventListener("input", heat);
   tool("heat-label")?.addEventListener("change", heat);
+  // The suggestion has come: the map of its highest score is offered first.
+  document.addEventListener("htmx:afterSettle", () => {
+    const top = document.querySelector(`[data-scores="${current?.dataset.picture}"]`)?.dataset.top;
+    if (top && tool("heat") && tool("heat").value === "0") tool("heat-label").value = top;
+  });
 
   tool("model-view").addEventListener("click", async () => {
-    if (viewer.instead) { viewer.showInstead(null); say(viewer.frame.note || ""); return; }
+    if (viewer.instead) { viewer.showInstead(null); say(""); return; }
     const asked = current;
     try {
       const image = await imageOf(current.dataset.modelView);
@@ -135,7 +153,7 @@ function open(root) {
   tool("reset").addEventListener("click", () => {
     if (!viewer.frame) return;
     if (tool("heat")) { tool("heat").value = 0; heat(); }
-    say(viewer.frame.note || "");
+    say("");
     viewer.reset();
   });
 

@@ -23,6 +23,8 @@ COLUMNS = (
     "declined_7d",
 )
 LABELS = ("legitimate", "fraud")
+# What full drift moves.
+SHIFTED = ("amount_eur", "hour", "distance_km", "card_present", "new_device")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ def fraud_probability(features: np.ndarray) -> np.ndarray:
 
 
 def payments(n: int, rng: np.random.Generator, drift: float = 0.0) -> Payments:
-    """`n` payments and their truth. `drift` from 0 (as in training) to 1 moves amounts, devices and night hours."""
+    """`n` payments and their truth. `drift` from 0 (as in training) to 1 moves the columns of SHIFTED."""
     hours = np.where(
         rng.random(n) < 0.06 + 0.25 * drift, rng.integers(0, 6, n), np.clip(rng.normal(14.5, 4.2, n), 0, 23.99)
     )

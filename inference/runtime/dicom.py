@@ -164,7 +164,7 @@ def read_dataset(data: bytes) -> Dataset:
     if syntax not in NATIVE and syntax not in _PLUGINS:
         raise InferenceError(
             "unsupported_transfer_syntax",
-            f"The transfer syntax {syntax or '(none)'} is not supported; uncompressed, RLE, JPEG Baseline and "
+            f"The transfer syntax {_standard(syntax)}is not supported; uncompressed, RLE, JPEG Baseline and "
             "JPEG 2000 are.",
         )
     try:
@@ -180,6 +180,12 @@ def read_dataset(data: bytes) -> Dataset:
     if missing:
         raise InferenceError("pixel_mismatch", "The DICOM file has no pixel data.")
     return dataset
+
+
+def _standard(uid: str) -> str:
+    """The UID and a space where it is one of the standard's own; "" for any other: it could name someone."""
+    known = uid.startswith("1.2.840.10008.") and len(uid) < 30 and uid.replace(".", "").isdigit()
+    return f"{uid} " if known else ""
 
 
 def stored_pixels(dataset: Dataset) -> np.ndarray:
@@ -264,7 +270,9 @@ def _layout(dataset: Dataset) -> _Layout:
         photometric=photometric,
     )
     if photometric not in _PHOTOMETRIC:
-        raise InferenceError("unsupported_object", f"The photometric interpretation {photometric[:16]!r} is unknown.")
+        # Not what it says: anything may stand there, a name too, and messages are shown and stored.
+        known = ", ".join(_PHOTOMETRIC)
+        raise InferenceError("unsupported_object", f"The photometric interpretation is none of {known}.")
     if layout.bits not in (8, 16):
         raise InferenceError("unsupported_object", f"Pictures of {layout.bits} bits a sample are not supported.")
     if layout.rows < 1 or layout.columns < 1 or layout.frames < 1 or layout.samples != _PHOTOMETRIC[photometric]:

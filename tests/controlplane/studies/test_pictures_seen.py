@@ -13,7 +13,7 @@ import pytest
 from django.utils import timezone
 from PIL import Image
 
-from controlplane.accounts.models import Role, Team, User
+from controlplane.accounts.models import Team, User
 from controlplane.celery import app
 from controlplane.deployments.models import Deployment
 from controlplane.errors import DomainError
@@ -28,7 +28,7 @@ from controlplane.studies.services.sending import send_study
 from examples.golden_dicom.make import cases
 from inference.runtime.explain import HeatMap
 from inference.runtime.viewing import display_frame, split_frame
-from tests.controlplane.cast import ACTOR, new_user
+from tests.controlplane.cast import ACTOR
 from tests.controlplane.deployments.rows import make_deployment, make_model
 from tests.controlplane.jobs.conftest import GREY_8, children, home, serve, store_version
 from tests.inference import toys
@@ -76,11 +76,6 @@ def chest(home: Path, team: Team) -> Deployment:
     deployment = make_deployment(team, model, "chest")
     serve(deployment, v1=10_000)
     return deployment
-
-
-@pytest.fixture
-def doctor(team: Team) -> User:
-    return new_user("doctor", team, Role.DOCTOR)
 
 
 @pytest.fixture

@@ -16,9 +16,16 @@ from controlplane.predictions.models import FeedbackRollup, Rollup
 from controlplane.predictions.records import Kind, LogRow, Refusal
 from inference.contracts import Outcome, Role, Source
 
-# (width of a bucket, the age at which it is merged into the next wider one). A day and a bit: the last 24 hours are
-# shown in minutes, whatever the minute at which they are asked for.
-LEVELS = ((10, timedelta(minutes=10)), (60, timedelta(hours=26)), (3600, timedelta(days=35)))
+# (width of a bucket, the age at which it is merged into the next wider one): what the steps of the windows that pages
+# show need, an hour in minutes, six in five minutes, a day in half hours, and a bit, whatever the minute at which they
+# are asked for. So a page reads some 250 rows of a version, however long its window.
+LEVELS = (
+    (10, timedelta(minutes=4)),
+    (60, timedelta(minutes=75)),
+    (300, timedelta(hours=7)),
+    (1800, timedelta(hours=26)),
+    (3600, timedelta(days=35)),
+)
 WIDEST_S = 86_400
 COMPACT_ROWS = 2_000
 # Distinct error codes and places in one delta; a caller can invent places.

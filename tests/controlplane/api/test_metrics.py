@@ -58,6 +58,11 @@ def test_traffic_latency_and_errors_by_version(
     assert [one["calls"] for one in told["versions"] if one["role"] == "shadow"] == [1]
     assert told["errors"][0]["code"] == "wrong_type"
     assert told["errors"][0]["places"] == [{"place": "instances.0.amount", "calls": 25}]
+    assert told["errors"][0]["columns"] == [{"column": "amount", "calls": 25}]
+    assert told["errors"][0]["kind"] == "client"
+    assert told["errors"][0]["versions"] == [{"version": None, "calls": 25}]
+    assert [(kind["kind"], kind["calls"], kind["share"]) for kind in told["error_kinds"]] == [("client", 25, 0.2)]
+    assert told["shadow_errors"] == []
     series = told["series"]["calls"]
     assert len(series) == len(told["at"])
     assert sum(count for count in series if count is not None) == 125
@@ -168,7 +173,7 @@ def test_the_overview_answers_for_every_deployment_at_once(
     silent = make_deployment(team, version.model, "silent")
     record_predictions([served(deployment, version) for _ in range(30)])
 
-    with django_assert_num_queries(2):
+    with django_assert_num_queries(1):
         rows = overview([deployment.pk, silent.pk], read_interval("1h", None))
 
     assert rows[deployment.pk]["calls"] == 30

@@ -12,11 +12,11 @@ from controlplane.catalog.models import ModelVersion
 from controlplane.catalog.storage import path_of
 from controlplane.celery import app
 from controlplane.errors import DomainError
-from controlplane.jobs.dispatch import QUEUE
+from controlplane.jobs.dispatch import QUEUE, send
 from controlplane.jobs.models import Job, JobStatus
 from controlplane.jobs.running import RUN_S, run_batch, runtime_host
 from controlplane.studies import sealing
-from controlplane.studies.explaining import explicable
+from controlplane.studies.explaining import TASK, TASK_QUEUE, explicable
 from controlplane.studies.models import Study
 from controlplane.studies.viewing import open_file
 from inference.contracts import VersionRoute
@@ -35,12 +35,19 @@ BATCH_MOST = 16
 # While another worker computes a suggestion, each batch leaves it the machine for so long.
 GIVE_WAY_S = 1.0
 LOOK_EVERY_S = 0.05
+# Well within Celery's time limit, the longest run of a job included.
+PATIENCE_S = 300.0
+
+
+class _TooBusy(Exception):
+    """So much was waiting that the map has to begin again later."""
 
 
 def explain(picture_id: uuid.UUID) -> bool:
     """Computes and stores the heat map of a picture; False where it is there already, or cannot be had.
 
-    Blocks, and works on waiting jobs in between: a map never makes a suggestion wait.
+    Blocks, and works on waiting jobs in between: a map never makes a suggestion wait. Where that goes on for minutes it
+    is put back at the end of its queue.
     """
     picture = explicable().select_related("study").filter(pk=picture_id).first()
     if picture is None:
@@ -50,6 +57,9 @@ def explain(picture_id: uuid.UUID) -> bool:
     try:
         heat = heat_map(open_file(picture, picture.name), version)
         name = sealing.seal_file(picture.study, msgspec.msgpack.encode(heat))
+    except _TooBusy:
+        send(TASK, TASK_QUEUE, picture_id)
+        return False
     except (InferenceError, DomainError) as error:
         logger.warning("no heat map of picture %s: %s", picture_id, error.code)
         return False
@@ -94,9 +104,10 @@ def _scores(version: VersionRoute) -> Predict:
     """The version's scores of a batch of tensors, by this process's runtime."""
     taken = version.signature.inputs[0]
     path = str(path_of(version.artifact_sha256))
+    until = time.monotonic() + PATIENCE_S
 
     def predict(batch: np.ndarray) -> np.ndarray:
-        _give_way()
+        _give_way(until)
         item = WorkItem(inputs={taken.name: batch.astype(NUMPY_DTYPES[taken.datatype], copy=False)})
         (result,) = runtime_host().predict(version, path, [item], timeout_s=RUN_S)
         if result.outputs is None:
@@ -109,11 +120,12 @@ def _scores(version: VersionRoute) -> Predict:
     return predict
 
 
-def _give_way() -> None:
+def _give_way(until: float) -> None:
     """Jobs first: those that wait are run here, and those that run elsewhere get a moment of the machine."""
     if QUEUE in app.amqp.queues.consume_from:
         while Job.objects.filter(status=JobStatus.QUEUED).exists() and run_batch("(before a heat map)"):
-            pass
-    until = time.monotonic() + GIVE_WAY_S
-    while time.monotonic() < until and Job.objects.filter(status=JobStatus.RUNNING).exists():
+            if time.monotonic() > until:
+                raise _TooBusy
+    moment = time.monotonic() + GIVE_WAY_S
+    while time.monotonic() < moment and Job.objects.filter(status=JobStatus.RUNNING).exists():
         time.sleep(LOOK_EVERY_S)

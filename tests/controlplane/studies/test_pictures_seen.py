@@ -209,6 +209,20 @@ def test_a_job_that_waits_is_run_before_the_map_goes_on(draft: Draft) -> None:
     assert Job.objects.get(study_picture__study=other).status == "succeeded"
 
 
+def test_a_map_that_had_to_wait_too_long_is_put_back_in_its_queue(
+    draft: Draft, sent: list[tuple[str, str, uuid.UUID]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = suggested(draft(lit_corner()))
+    send_study(actor=ACTOR, study=draft(GOLDEN["plain_8"].file()))
+    sent.clear()
+    monkeypatch.setattr(mapping, "PATIENCE_S", 0.0)
+
+    assert not mapping.explain(first.pk)
+
+    assert sent == [("studies.explain", "celery", first.pk)]
+    assert not Job.objects.filter(status="queued").exists()
+
+
 def test_a_map_that_cannot_be_had_leaves_the_suggestion_as_it_is(
     draft: Draft, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -81,6 +81,8 @@ class TypedVerdict:
         number = self.expected_number
         if not (number.isascii() and number.isdigit() and len(number) < 9):
             raise field_error("validation_error", "expected_number", "The form is not whole. Reload the page.")
+        if self.answer not in ("agree", "correct"):
+            raise field_error("validation_error", "answer", "Agree or correct.")
         agrees = self.answer == "agree"
         return {
             "answer": "agree" if agrees else "ungradable" if self.ungradable else "correct",

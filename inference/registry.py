@@ -9,13 +9,13 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, thread_time
-from typing import Protocol
 
 import msgspec
 
 from inference.batching import Answer, Arrays, Batcher
-from inference.contracts import DeploymentRoute, Lane, Routes, Signature, VersionRoute
+from inference.contracts import DeploymentRoute, Lane, Routes, VersionRoute
 from inference.errors import InferenceError
+from inference.runtime.loading import Runtime
 
 # A call that costs less runs on the event loop. A hop to a thread and back costs 60-120 us of the same core, and a
 # run holds up every other caller of the process for its time: a millisecond keeps their p99 within a millisecond.
@@ -26,19 +26,6 @@ _PROBE_ROWS = 33
 _DEMOTE_FACTOR = 10
 # Threads of heavy runs yield to the event loop: the kernel gives a nice-5 thread a third of a nice-0 thread's share.
 _EXECUTOR_NICE = 5
-
-
-class Runtime(Protocol):
-    """What loads behind `load_model`: see inference.runtime.onnx.OnnxModel."""
-
-    @property
-    def signature(self) -> Signature: ...
-
-    def run(self, inputs: Arrays) -> Arrays: ...
-
-    def measure(self, rows: int = 1) -> float: ...
-
-    def sample_inputs(self, rows: int = 1) -> Arrays: ...
 
 
 class Failure(msgspec.Struct, frozen=True):

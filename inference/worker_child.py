@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from inference.errors import InferenceError
-from inference.runtime.onnx import CPU, OnnxModel, load_model
+from inference.runtime.loading import Runtime, load
+from inference.runtime.onnx import CPU
 from inference.worker_wire import (
     ItemAnswer,
     Ready,
@@ -46,7 +47,7 @@ _OWNER_CHECK_MS = 1000
 
 @dataclass(slots=True)
 class _Held:
-    model: OnnxModel
+    model: Runtime
     size: int
 
 
@@ -68,7 +69,7 @@ class Models:
         self._budget_bytes = budget_bytes
         self._held: OrderedDict[str, _Held] = OrderedDict()
 
-    def get(self, path: str, sha256: str) -> tuple[OnnxModel, float]:
+    def get(self, path: str, sha256: str) -> tuple[Runtime, float]:
         """The model and the milliseconds that loading took; raises InferenceError where the file is not loadable."""
         held = self._held.get(sha256)
         if held is not None:
@@ -82,7 +83,7 @@ class Models:
         # The bytes that are hashed are the bytes that are loaded.
         if not hmac.compare_digest(hashlib.sha256(data).hexdigest(), sha256):
             raise InferenceError("load_failed", "The model's file does not have the hash it was registered with.")
-        model = load_model(data, threads=self._threads, providers=self._providers)
+        model = load(data, threads=self._threads, providers=self._providers)
         self._make_room(len(data))
         self._held[sha256] = _Held(model, len(data))
         return model, (time.perf_counter() - started) * 1000
@@ -92,7 +93,7 @@ class Models:
             self._held.popitem(last=False)
 
 
-def run_items(model: OnnxModel, items: Sequence[Tensors], *, batched: bool) -> list[_Done]:
+def run_items(model: Runtime, items: Sequence[Tensors], *, batched: bool) -> list[_Done]:
     """Run each item, several in one run where `batched` and their tensors fit together; a bad one fails alone."""
     done: dict[int, _Done] = {}
     for group in _groups(items) if batched else [[index] for index in range(len(items))]:
@@ -126,7 +127,7 @@ def _rows(item: Tensors) -> int:
     return count if count > 0 else MAX_ROWS
 
 
-def _run_together(model: OnnxModel, items: list[Tensors]) -> list[_Done] | None:
+def _run_together(model: Runtime, items: list[Tensors]) -> list[_Done] | None:
     """One run for all, or None where that fails or the outputs can't be told apart."""
     if len(items) == 1:
         return [_run_alone(model, items[0])]
@@ -147,7 +148,7 @@ def _run_together(model: OnnxModel, items: list[Tensors]) -> list[_Done] | None:
     ]
 
 
-def _run_alone(model: OnnxModel, item: Tensors) -> _Done:
+def _run_alone(model: Runtime, item: Tensors) -> _Done:
     started = time.perf_counter()
     try:
         outputs = model.run(item)

@@ -1,7 +1,7 @@
 """Models in ONNX Runtime: load from bytes, read the signature, run, measure."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any, cast
 
@@ -110,16 +110,7 @@ class OnnxModel:
 
     def measure(self, rows: int = 1, *, inputs: dict[str, np.ndarray[Any, Any]] | None = None) -> float:
         """Median seconds of a run on `inputs`, else made-up ones: 3 warm-up runs, then at most 50 in about 0.25 s."""
-        feed = self.sample_inputs(rows) if inputs is None else inputs
-        for _ in range(_WARM_UP_RUNS):
-            self.run(feed)
-        times: list[float] = []
-        end = time.perf_counter() + _MEASURE_S
-        while len(times) < 3 or (len(times) < _MEASURE_RUNS and time.perf_counter() < end):
-            started = time.perf_counter()
-            self.run(feed)
-            times.append(time.perf_counter() - started)
-        return median(times)
+        return median_seconds(self.run, self.sample_inputs(rows) if inputs is None else inputs)
 
 
 def load_model(data: bytes, *, threads: int = 1, providers: Sequence[str] = (CPU,)) -> OnnxModel:
@@ -148,6 +139,21 @@ def load_model(data: bytes, *, threads: int = 1, providers: Sequence[str] = (CPU
     except ORT_ERRORS as error:
         raise load_error(error) from error
     return OnnxModel(session)
+
+
+def median_seconds(
+    run: Callable[[dict[str, np.ndarray[Any, Any]]], object], inputs: dict[str, np.ndarray[Any, Any]]
+) -> float:
+    """Median seconds of `run` on `inputs`: 3 warm-up runs, then at most 50 in about 0.25 s."""
+    for _ in range(_WARM_UP_RUNS):
+        run(inputs)
+    times: list[float] = []
+    end = time.perf_counter() + _MEASURE_S
+    while len(times) < 3 or (len(times) < _MEASURE_RUNS and time.perf_counter() < end):
+        started = time.perf_counter()
+        run(inputs)
+        times.append(time.perf_counter() - started)
+    return median(times)
 
 
 def read_signature(session: ort.InferenceSession) -> Signature:

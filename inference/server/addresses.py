@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum, auto
 from urllib.parse import unquote_to_bytes
 
+from inference.server.protocols.table import PROTOCOLS
+
 
 class Kind(IntEnum):
     LIVE = auto()
@@ -13,32 +15,35 @@ class Kind(IntEnum):
     V2_SERVER = auto()
     V2_MODEL = auto()
     V2_MODEL_READY = auto()
-    V2_INFER = auto()
     V1_STATUS = auto()
     V1_METADATA = auto()
-    V1_PREDICT = auto()
-    INVOCATIONS = auto()
+    PREDICT = auto()
 
 
-PREDICTIONS = frozenset({Kind.V2_INFER, Kind.V1_PREDICT, Kind.INVOCATIONS})
 _GET = ("GET", "HEAD")
 _POST = ("POST",)
+# Protocols whose paths are parsed by rules of their own.
+_OWN = frozenset({"v1", "v2", "invocations"})
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A path of the data plane. At most one of `number` and `label` pins the version."""
+    """A path of the data plane. At most one of `number` and `label` pins the version.
+
+    `protocol`: of a prediction, the name in `PROTOCOLS`. `deployment`: "" where the path names none.
+    """
 
     kind: Kind
     deployment: str = ""
     number: int | None = None
     label: str | None = None
+    protocol: str = ""
     predicts: bool = field(init=False)
     pinned: bool = field(init=False)
     methods: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        predicts = self.kind in PREDICTIONS
+        predicts = self.kind is Kind.PREDICT
         object.__setattr__(self, "predicts", predicts)
         object.__setattr__(self, "pinned", self.number is not None or self.label is not None)
         object.__setattr__(self, "methods", _POST if predicts else _GET)
@@ -76,13 +81,13 @@ _FIXED = {
     b"/v2/health/ready": Address(Kind.READY),
     b"/ping": Address(Kind.PING),
     b"/metrics": Address(Kind.METRICS),
-    b"/invocations": Address(Kind.INVOCATIONS),
+    b"/invocations": Address(Kind.PREDICT, protocol="invocations"),
 }
 
 
 def is_ours(raw_path: bytes) -> bool:
     """Whether the data plane answers this path itself, if only with 404."""
-    return raw_path[:4] in (b"/v1/", b"/v2/", b"/v1", b"/v2") or raw_path in _FIXED
+    return raw_path[:4] in (b"/v1/", b"/v2/", b"/v1", b"/v2") or raw_path in _FIXED or _is_further(raw_path)
 
 
 def parse(raw_path: bytes) -> Address | None:
@@ -103,7 +108,15 @@ def parse(raw_path: bytes) -> Address | None:
             return _v2(name, rest)
         case ["v1", "models", *rest] if rest:
             return _v1(rest)
+        case [protocol, *rest] if rest and _is_further(raw_path):
+            return _pinned(Kind.PREDICT, rest, protocol)
     return None
+
+
+def _is_further(raw_path: bytes) -> bool:
+    """Whether a path is of a protocol that has no addresses of its own."""
+    segment = raw_path[1:].partition(b"/")[0].decode("latin-1")
+    return segment in PROTOCOLS and segment not in _OWN
 
 
 def _v2(name: str, rest: list[str]) -> Address | None:
@@ -118,25 +131,31 @@ def _v2(name: str, rest: list[str]) -> Address | None:
         case ["ready"]:
             return Address(Kind.V2_MODEL_READY, name, number)
         case ["infer"]:
-            return Address(Kind.V2_INFER, name, number)
+            return Address(Kind.PREDICT, name, number, protocol="v2")
     return None
 
 
 def _v1(parts: list[str]) -> Address | None:
-    kind = Kind.V1_STATUS
+    kind, protocol = Kind.V1_STATUS, ""
     if parts[-1] == "metadata" and len(parts) in (2, 4):
         kind, parts = Kind.V1_METADATA, parts[:-1]
     elif parts[-1].endswith(":predict"):
-        kind, parts = Kind.V1_PREDICT, [*parts[:-1], parts[-1].removesuffix(":predict")]
+        kind, protocol = Kind.PREDICT, "v1"
+        parts = [*parts[:-1], parts[-1].removesuffix(":predict")]
     if not parts[0] or ":" in parts[0]:
         return None
+    return _pinned(kind, parts, protocol)
+
+
+def _pinned(kind: Kind, parts: list[str], protocol: str) -> Address | None:
+    """The address of DEPLOYMENT[/versions/N or /labels/L]."""
     match parts:
         case [name]:
-            return Address(kind, name)
+            return Address(kind, name, protocol=protocol)
         case [name, "versions", text] if (number := _number(text)) is not None:
-            return Address(kind, name, number=number)
+            return Address(kind, name, number=number, protocol=protocol)
         case [name, "labels", label] if label and ":" not in label:
-            return Address(kind, name, label=label)
+            return Address(kind, name, label=label, protocol=protocol)
     return None
 
 

@@ -11,7 +11,7 @@ from time import time
 from inference.errors import InferenceError
 from inference.registry import ArtifactStore, Registry
 from inference.routing import uuid7
-from inference.runtime.onnx import load_model
+from inference.runtime.loading import load
 from inference.server.addresses import Address, Addresses, Kind, is_ours
 from inference.server.admission import Admission, RateLimits
 from inference.server.asking import Ask, Retries
@@ -47,7 +47,7 @@ class App:
         self.holder = Holder()
         self.metrics = Metrics(settings.run / "metrics")
         self.spool = SpoolWriter(settings.spool)
-        self.registry = Registry(ArtifactStore(settings.artifacts), load_model)
+        self.registry = Registry(ArtifactStore(settings.artifacts), load)
         self.admission = Admission()
         self.refusals = Refusals(self.spool)
         self._limits = RateLimits(settings.run / "rate-limits")

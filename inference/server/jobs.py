@@ -11,7 +11,6 @@ import orjson
 from inference.contracts import VersionRoute
 from inference.errors import TABLE, InferenceError
 from inference.runtime.tensors import NUMPY_DTYPES
-from inference.server.addresses import Kind
 from inference.server.asking import Ask
 from inference.server.held import HeldDeployment, HeldVersion
 from inference.server.protocols import PICTURE_TYPES, Call, content_type
@@ -109,7 +108,7 @@ class JobLane:
     @staticmethod
     async def _answer_pending(ask: Ask, job: dict[str, Any], url: str, send: Send) -> None:
         """Where the job will be. V2 clients cannot read a 202, unless they asked for one: they get 504."""
-        if ask.address.kind is Kind.V2_INFER and b"prefer" not in ask.headers:
+        if ask.address.protocol == "v2" and b"prefer" not in ask.headers:
             error = InferenceError("deadline_exceeded", "The job is not done yet; its result will be at its address.")
             error.headers["Location"] = url
             if ask.allowance is not None:
@@ -131,7 +130,7 @@ def _as_v1(ask: Ask, call: Call, body: bytes) -> tuple[bytes, bytes]:
     kind = content_type(ask.headers)
     if kind in PICTURE_TYPES:
         return kind, body
-    if ask.address.kind is Kind.V1_PREDICT:
+    if ask.address.protocol == "v1":
         return JSON, body
     if call.pictures:
         document: dict[str, Any] = {"instances": [_b64(picture) for picture in call.pictures]}

@@ -3,14 +3,13 @@
 import logging
 from dataclasses import dataclass, field
 from time import monotonic
-from types import ModuleType
 
 from inference import capture
 from inference.batching import Answer
 from inference.contracts import Lane, SpoolRecord
 from inference.errors import InferenceError
 from inference.registry import cells_of
-from inference.server.addresses import Address, Kind
+from inference.server.addresses import Address
 from inference.server.admission import Admission, RateLimits
 from inference.server.aside import LARGE_BYTES, Aside
 from inference.server.asking import Ask, Retries
@@ -20,7 +19,8 @@ from inference.server.jobs import JobLane
 from inference.server.lines import Lines
 from inference.server.metrics import Metrics
 from inference.server.pictures import PictureRoom
-from inference.server.protocols import Call, sagemaker, v1, v2
+from inference.server.protocols import Call
+from inference.server.protocols.table import PROTOCOLS
 from inference.server.refusals import Refusals
 from inference.server.replies import (
     ClientGoneError,
@@ -38,8 +38,6 @@ from inference.server.shadows import Shadows
 from inference.spool import SpoolWriter
 
 _log = logging.getLogger(__name__)
-
-PROTOCOLS: dict[Kind, ModuleType] = {Kind.V1_PREDICT: v1, Kind.V2_INFER: v2, Kind.INVOCATIONS: sagemaker}
 
 
 @dataclass(slots=True)
@@ -94,7 +92,7 @@ class Predictor:
 
         key = ask.routing_key
         version = ask.version = choose_version(deployment, ask.address, key)
-        protocol = PROTOCOLS[ask.address.kind]
+        protocol = PROTOCOLS[ask.address.protocol]
         call: Call
         if len(body) <= LARGE_BYTES:
             call = protocol.decode(body, ask.headers, route, version.route)
@@ -210,7 +208,7 @@ class Predictor:
 
 def find_deployment(routes: HeldRoutes, caller: Caller, ask: Ask) -> HeldDeployment:
     """The deployment of the address. Raises not_found for what the key cannot reach, gone for a retired one."""
-    if ask.address.kind is Kind.INVOCATIONS:
+    if not ask.address.deployment:
         return _invoked(routes, caller, ask)
     deployment = routes.deployments.get(ask.address.deployment)
     if deployment is None or not caller.reaches(deployment.route):

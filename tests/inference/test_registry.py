@@ -11,7 +11,8 @@ import pytest
 
 from inference.contracts import Datatype, DeploymentRoute, Lane, Routes, Signature, TensorSpec
 from inference.errors import InferenceError
-from inference.registry import ArtifactStore, Registry, Runtime, measured
+from inference.registry import ArtifactStore, Registry, measured
+from inference.runtime.loading import Runtime
 from inference.runtime.onnx import load_model
 from tests.inference import toys
 from tests.inference.server.house import deployment, linear, store, version
@@ -32,6 +33,8 @@ def routes(*deployments: DeploymentRoute) -> Routes:
 
 class Timed:
     """A runtime that claims to take `base` seconds and `row` more for each further row."""
+
+    device = "cpu"
 
     def __init__(self, base: float, row: float = 0.0, *, batched: bool = True) -> None:
         spec = TensorSpec(name="x", datatype=Datatype.FP32, shape=(-1, 3))

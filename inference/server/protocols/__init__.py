@@ -6,6 +6,8 @@ Every protocol module has the same two functions:
   code of the error table. Pictures of image tasks are returned as they were sent, in `Call.pictures`.
 - `encode(call, outputs, deployment, version, prediction_id) -> (content type, extra headers, body)`: `outputs` are the
   runtime's arrays by output name, with the activation already applied to the score output.
+
+`table.py` says under which paths each is spoken.
 """
 
 from dataclasses import dataclass, field

@@ -174,3 +174,20 @@ class ModelVersion(models.Model):
     def as_json(self) -> dict[str, Any]:
         """What audit events say of a version."""
         return {"number": self.number, "state": self.state, "sha256": self.uploaded_artifact_id, "task": self.task}
+
+
+class ReferenceDigests(models.Model):
+    """What drift compares with, worked out once when a reference set is accepted: digests of its columns, packed by
+    inference/runtime/digest.py. In a table of its own, since only drift reads it.
+    """
+
+    version = models.OneToOneField(
+        ModelVersion, on_delete=models.CASCADE, primary_key=True, related_name="reference_digests"
+    )
+    packed = models.BinaryField()
+
+    class Meta:
+        db_table = "catalog_reference_digests"
+
+    def __str__(self) -> str:
+        return f"reference set of {self.version_id}"

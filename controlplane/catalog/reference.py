@@ -7,20 +7,29 @@ from pathlib import Path
 
 from controlplane.errors import DomainError
 from inference.errors import InferenceError
-from inference.runtime.reference import PRELOAD, ReferenceRequest, ReferenceSummary, summarise_in_sandbox
+from inference.runtime.reference import PRELOAD, Reference, ReferenceRequest, read_in_sandbox
 from inference.runtime.sandbox import Sandbox
 
 
-def summarise(
-    path: Path, *, columns: Sequence[str] = (), numeric: bool = False, nullable: Sequence[str] = ()
-) -> ReferenceSummary:
-    """Reads a reference set through. Raises DomainError `bad_reference` with the line or the name that is wrong.
+def read_reference(
+    path: Path,
+    *,
+    columns: Sequence[str] = (),
+    numeric: bool = False,
+    nullable: Sequence[str] = (),
+    named: Sequence[str] = (),
+    texts: bool = False,
+) -> Reference:
+    """Reads a reference set through: what it holds, and the digests of its columns.
 
-    `columns`: the names it must have, where they are known. `numeric`: every cell but the target's must be a number,
-    or missing in a column of `nullable`. Blocks; raises RuntimeError where the sandbox does not start.
+    Raises DomainError `bad_reference` with the line or the name that is wrong. `columns`: the names it must have, where
+    they are known. `numeric`: every cell but the target's must be a number, or missing in a column of `nullable`.
+    `named`: the names of one tensor's columns. `texts`: every cell is a text. Blocks; raises RuntimeError where the
+    sandbox does not start.
     """
+    request = ReferenceRequest(tuple(columns), numeric, tuple(nullable), tuple(named), texts)
     try:
-        return summarise_in_sandbox(_sandbox(), path, ReferenceRequest(tuple(columns), numeric, tuple(nullable)))
+        return read_in_sandbox(_sandbox(), path, request)
     except InferenceError as error:
         raise DomainError.from_inference(error) from error
 

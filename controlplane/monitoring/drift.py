@@ -1,48 +1,53 @@
-"""How far what a deployment sees and says has moved: sketches of now against a reference set, or the time before.
+"""How far what a deployment sees and says has moved: now against a version's reference set, or against earlier serving.
 
-Per column: PSI and Jensen-Shannon divergence over the tenths of the baseline (or its categories), the
-Kolmogorov-Smirnov distance, and the Wasserstein distance in standard deviations of the baseline.
+Earlier serving is the same hours of the day before where enough was served then, so that the pattern of a day is no
+drift; else the stretch just before. Predictions are always compared with earlier ones of the same version: a reference
+set holds none, and a split that moves is no drift. drift_tests.py holds the tests and the rule by which they decide.
 """
 
-import csv
 import math
-import zipfile
-from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypedDict
 
-import numpy as np
-import pyarrow.parquet
-
-from controlplane.catalog.models import ModelVersion
-from controlplane.catalog.storage import path_of
+from controlplane.catalog.models import ReferenceDigests
 from controlplane.deployments.models import Deployment
+from controlplane.monitoring.distributions import Distribution, Pair
+from controlplane.monitoring.drift_tests import ENOUGH, TESTS, Result, decides, p_limit
 from controlplane.monitoring.intervals import Interval
 from controlplane.monitoring.traffic import SHOWN
-from controlplane.predictions import sketches
-from controlplane.predictions.models import Rollup
-from controlplane.predictions.sketches import Sketch
+from controlplane.predictions import sketch_rollups
+from controlplane.predictions.sketch_rollups import Stretch
+from controlplane.predictions.sketches import FEATURES, PICTURES, SCORES
+from inference.runtime import digest as digests
+from inference.runtime.digest import Digest
 
-TENTHS = [index / 10 for index in range(1, 10)]
-RANKS = [(index + 0.5) / 100 for index in range(100)]
-# A column moved when PSI passes this by more than chance gives samples of these sizes.
-PSI_LIMIT = 0.2
-ENOUGH = 50
-TARGET = "target"
-SMALLEST_SHARE = 1e-4
+REFERENCE, EARLIER = "reference", "earlier"
+DAY = timedelta(days=1)
 Number = float | None
 
 
 class Moved(TypedDict):
-    """One column. Figures are None where one side has too few values."""
+    """One column. Figures are None where they do not apply, or where one side has fewer than `needed` rows.
+
+    `by` names the tests that call it drifting. `kind`: feature, picture, or score.
+    """
 
     name: str
+    kind: str
     drifting: bool
+    by: list[str]
+    enough: bool
+    needed: int
     psi: Number
     js: Number
     wasserstein: Number
     ks: Number
+    ks_p: Number
+    chi2: Number
+    chi2_p: Number
+    cramers_v: Number
     n: int
     n_baseline: int
     missing_share: Number
@@ -51,221 +56,262 @@ class Moved(TypedDict):
     mean_baseline: Number
 
 
+class Prediction(TypedDict):
+    """The predictions of the version that answered most; its most moved score, and all of them."""
+
+    baseline: str | None
+    baseline_since: str | None
+    baseline_until: str | None
+    version: int | None
+    drifting: bool
+    psi: Number
+    js: Number
+    wasserstein: Number
+    ks: Number
+    n: int
+    scores: list[Moved]
+
+
 class Drift(TypedDict):
-    """`baseline`: reference (the set of version `reference_version`), earlier (the stretch before), or None."""
+    """`baseline`: reference (the set of version `reference_version`), earlier (from `baseline_since` to
+    `baseline_until`, `same_hours` of the day before or the stretch before), or None. Moved most comes first."""
 
     deployment: str
     since: str
     until: str
     baseline: str | None
+    has_reference: bool
     reference_version: int | None
+    baseline_since: str | None
+    baseline_until: str | None
+    same_hours: bool
     n: int
+    needed: int
+    p_limit: float
     features: list[Moved]
-    prediction: dict[str, Any]
+    prediction: Prediction
 
 
-def drift(deployment: Deployment, interval: Interval) -> Drift:
-    """Live traffic of an interval against its baseline. Three queries; the reference set is read once a process."""
-    now, versions = _served(deployment, interval)
-    span = interval.until - interval.since
-    earlier, _ = _served(deployment, Interval(interval.since - span, interval.since, interval.step_s))
-    reference = (
-        ModelVersion.objects.filter(model_id=deployment.model_id, number__in=versions)
-        .exclude(reference_artifact=None)
-        .order_by("-number")
-        .first()
-    )
-    base, kind = earlier[sketches.FEATURES], "earlier" if any(earlier.values()) else None
-    if reference is not None and reference.reference_artifact_id is not None:
-        columns = tuple(str(column["name"]) for column in reference.columns)
-        read = reference_sketches(reference.reference_artifact_id, columns)
-        if read:
-            base, kind = read, "reference"
-    features = [compare(name, base.get(name, Sketch()), sketch) for name, sketch in now[sketches.FEATURES].items()]
-    pictures = [
-        compare(f"picture {name}", earlier[sketches.PICTURES].get(name, Sketch()), sketch)
-        for name, sketch in now[sketches.PICTURES].items()
-    ]
-    scores = [
-        compare(name, earlier[sketches.SCORES].get(name, Sketch()), sketch)
-        for name, sketch in now[sketches.SCORES].items()
-    ]
-    moved = by_effect([*features, *pictures])
-    return {
-        "deployment": deployment.name,
-        "since": interval.since.isoformat(),
-        "until": interval.until.isoformat(),
-        "baseline": kind,
-        "reference_version": reference.number if reference is not None and kind == "reference" else None,
-        "n": max((one["n"] for one in moved), default=0),
-        "features": moved,
-        "prediction": {
-            "baseline": "earlier" if earlier[sketches.SCORES] else None,
-            "drifting": any(one["drifting"] for one in scores),
-            "scores": by_effect(scores),
-        },
-    }
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """Stretches to compare with: where they begin and end, and whether they are the same hours of the day before."""
+
+    stretches: list[Stretch]
+    since: datetime
+    until: datetime
+    same_hours: bool
+
+    @property
+    def columns(self) -> dict[str, list[Digest]]:
+        return by_name(self.stretches)
 
 
-def by_effect(moved: Sequence[Moved]) -> list[Moved]:
-    """The most moved first."""
-    return sorted(moved, key=lambda one: (not one["drifting"], -(one["psi"] or 0.0), one["name"]))
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A drift's figures with what they were made from, for charts: pairs by name, and now's stretches."""
+
+    drift: Drift
+    pairs: dict[str, Pair]
+    score_pairs: dict[str, Pair]
+    stretches: list[Stretch]
+    score_stretches: list[Stretch]
+    base: dict[str, Distribution]
 
 
-def _served(deployment: Deployment, interval: Interval) -> tuple[sketches.Bundle, set[int]]:
-    """Sketches of live traffic, and the versions that served. One query."""
-    found = Rollup.objects.filter(
-        deployment_id=deployment.pk,
-        bucket__gte=interval.since,
-        bucket__lt=interval.until,
-        role="live",
-        source__in=SHOWN,
-    )
-    bundle, versions = sketches.new_bundle(), set()
-    for version, packed in found.exclude(sketches=b"").values_list("version", "sketches").iterator(chunk_size=500):
-        versions.add(version)
-        sketches.merge_bundles(bundle, sketches.unpack(packed))
-    return bundle, versions
+def drift(deployment: Deployment, interval: Interval, baseline: str | None = None) -> Drift:
+    """Live traffic of an interval against a baseline: `reference` (also None, where there is one) or `earlier`.
+
+    Five queries at most; what they read follows the interval's length and the columns, not the traffic.
+    """
+    return compared(deployment, interval, baseline).drift
 
 
-@lru_cache(maxsize=32)
-def reference_sketches(sha256: str, columns: tuple[str, ...]) -> dict[str, Sketch]:
-    """Sketches of a reference set's columns (CSV, Parquet, NPZ of tables); {} for pictures and what cannot be read."""
-    path = path_of(sha256)
-    if not path.exists():
-        return {}
-    with path.open("rb") as stream:
-        head = stream.read(4)
-    if head == b"PAR1":
-        table = pyarrow.parquet.read_table(path)
-        found = {name: table.column(name).to_pylist() for name in table.column_names if name != TARGET}
-    elif head == b"PK\x03\x04":
-        found = _npz(path, columns)
+def compared(deployment: Deployment, interval: Interval, baseline: str | None = None) -> Compared:
+    """As `drift`, with the distributions."""
+    served = sketch_rollups.read(deployment.pk, (FEATURES, PICTURES, SCORES), interval.since, interval.until, SHOWN)
+    now = [stretch for stretch in served if stretch.kind != SCORES]
+    reference = _reference(deployment, {stretch.version for stretch in served})
+    by_reference = reference is not None and baseline != EARLIER
+    past = _Past(deployment, interval, (SCORES,) if by_reference else (FEATURES, PICTURES, SCORES))
+    earlier: Earlier | None = None
+    if reference is not None and by_reference:
+        base = {name: Distribution.of([one]) for name, one in digests.unpack(reference.packed).items()}
+        used: str | None = REFERENCE
     else:
-        found = _csv(path)
-    sketched: dict[str, Sketch] = {}
-    for name, values in found.items():
-        sketched[name] = Sketch()
-        sketched[name].add(values)
-    return sketched
+        earlier = past.of(lambda stretch: stretch.kind != SCORES)
+        base = {name: Distribution.of(parts) for name, parts in earlier.columns.items()}
+        used = EARLIER if earlier.stretches else None
+    pairs = _pairs(base, now)
+    kinds = {name: stretch.kind for stretch in now for name in stretch.columns}
+    told = _tell(pairs, {name: "picture" if kinds[name] == PICTURES else "feature" for name in pairs})
+    prediction, score_pairs, main = _prediction([one for one in served if one.kind == SCORES], past)
+    return Compared(
+        drift={
+            "deployment": deployment.name,
+            "since": interval.since.isoformat(),
+            "until": interval.until.isoformat(),
+            "baseline": used,
+            "has_reference": reference is not None,
+            "reference_version": reference.version.number if reference is not None and used == REFERENCE else None,
+            "baseline_since": earlier.since.isoformat() if earlier and used else None,
+            "baseline_until": earlier.until.isoformat() if earlier and used else None,
+            "same_hours": bool(earlier and used and earlier.same_hours),
+            "n": max((one["n"] for one in told), default=0),
+            "needed": ENOUGH,
+            "p_limit": p_limit(len(pairs)),
+            "features": told,
+            "prediction": prediction,
+        },
+        pairs=pairs,
+        score_pairs=score_pairs,
+        stretches=now,
+        score_stretches=main,
+        base=base,
+    )
 
 
-def _csv(path: Path) -> dict[str, list[Any]]:
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        rows = csv.reader(stream)
-        header = next(rows)
-        cells = list(zip(*(row for row in rows if len(row) == len(header)), strict=True))
-    return {
-        name: [_cell(cell) for cell in values] for name, values in zip(header, cells, strict=False) if name != TARGET
-    }
-
-
-def _cell(text: str) -> float | str | None:
-    if not text.strip():
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _npz(path: Path, columns: tuple[str, ...]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for name in arrays.files:
-                array = arrays[name]
-                # Of a zip of pictures the entries are bytes.
-                if name == TARGET or not isinstance(array, np.ndarray) or array.ndim not in (1, 2):
-                    continue
-                table = array.reshape(len(array), -1)
-                width = table.shape[1]
-                names = columns if len(columns) == width else [name] if width == 1 else _indexed(name, width)
-                found.update(zip(names, table.T.tolist(), strict=True))
-    except (ValueError, OSError, KeyError, zipfile.BadZipFile):
-        return {}
+def by_name(stretches: Iterable[Stretch]) -> dict[str, list[Digest]]:
+    """The digests of each column, over all stretches."""
+    found: dict[str, list[Digest]] = {}
+    for stretch in stretches:
+        for name, one in stretch.columns.items():
+            found.setdefault(name, []).append(one)
     return found
 
 
-def _indexed(name: str, width: int) -> list[str]:
-    return [f"{name}[{index}]" for index in range(width)]
+def compare(name: str, kind: str, pair: Pair, columns: int) -> Moved:
+    """One column of now against its baseline, decided as one of that many that are looked at together."""
+    base, now = pair.base, pair.now
+    results: dict[str, Result] = {}
+    enough = min(base.n, now.n) >= ENOUGH and pair.comparable
+    if enough:
+        results = {test.key: result for test in TESTS if (result := test.run(pair)) is not None}
+    elif min(base.rows, now.rows) >= ENOUGH:
+        # Everything may be missing now: that is told without a number to compare.
+        results = {test.key: result for test in TESTS if test.key == "missing" and (result := test.run(pair))}
+    by = [test.key for test in TESTS if test.key in results and decides(test, results[test.key], columns)]
 
+    def value(key: str, part: str = "value") -> Number:
+        found = getattr(results[key], part) if key in results else None
+        return None if found is None else float(f"{found:.6g}")
 
-def compare(name: str, base: Sketch, now: Sketch) -> Moved:
-    """One column of now against its baseline."""
-    moved: Moved = {
+    return {
         "name": name,
-        "drifting": False,
-        "psi": None,
-        "js": None,
-        "wasserstein": None,
-        "ks": None,
+        "kind": kind,
+        "drifting": bool(by),
+        "by": by,
+        "enough": enough,
+        "needed": max(0, ENOUGH - now.n, ENOUGH - base.n),
+        "psi": value("psi"),
+        "js": value("js"),
+        "wasserstein": value("wasserstein"),
+        "ks": value("ks"),
+        "ks_p": value("ks", "p"),
+        "chi2": value("chi2"),
+        "chi2_p": value("chi2", "p"),
+        "cramers_v": value("chi2", "size"),
         "n": now.n,
         "n_baseline": base.n,
-        "missing_share": _share(now),
-        "missing_share_baseline": _share(base),
+        "missing_share": now.missing_share,
+        "missing_share_baseline": base.missing_share,
         "mean": now.mean,
         "mean_baseline": base.mean,
     }
-    if base.n < ENOUGH or now.n < ENOUGH or base.is_numeric != now.is_numeric:
-        return moved
-    expected, found = _numeric(base, now) if base.is_numeric else _categorical(base, now)
-    index = psi(expected, found)
-    moved["psi"], moved["js"] = index, jensen_shannon(expected, found)
-    if base.is_numeric:
-        moved["ks"], moved["wasserstein"] = _distances(base, now)
-    # By chance alone PSI is about (bins - 1)(1/n + 1/m); twice that is left to it.
-    chance = 2 * (len(expected) - 1) * (1 / base.n + 1 / now.n)
-    moved["drifting"] = index > PSI_LIMIT + chance
-    return moved
 
 
-def _share(sketch: Sketch) -> Number:
-    total = sketch.n + sketch.missing
-    return sketch.missing / total if total else None
+def by_effect(moved: Iterable[Moved]) -> list[Moved]:
+    """The most moved first: what drifts, then by PSI. A column that lost its values has no PSI, and moved most."""
+
+    def place(one: Moved) -> tuple[bool, float, str]:
+        index = one["psi"]
+        return not one["drifting"], -(index if index is not None else math.inf if one["drifting"] else 0.0), one["name"]
+
+    return sorted(moved, key=place)
 
 
-def _numeric(base: Sketch, now: Sketch) -> tuple[list[float], list[float]]:
-    """Shares of both in the tenths of the baseline; equal edges (few distinct values) are joined."""
-    edges = sorted(set(base.quantiles(TENTHS) or []))
-    if not edges:
-        return [1.0], [1.0]
-    return [float(x) for x in base.kll.get_pmf(edges)], [float(x) for x in now.kll.get_pmf(edges)]
+def _tell(pairs: Mapping[str, Pair], kinds: Mapping[str, str]) -> list[Moved]:
+    return by_effect(compare(name, kinds[name], pair, len(pairs)) for name, pair in pairs.items())
 
 
-def _categorical(base: Sketch, now: Sketch) -> tuple[list[float], list[float]]:
-    names = sorted(base.categories.keys() | now.categories.keys())
-    expected = [base.categories.get(name, 0) / base.n for name in names] + [base.other / base.n]
-    found = [now.categories.get(name, 0) / now.n for name in names] + [now.other / now.n]
-    return expected, found
+def _pairs(base: Mapping[str, Distribution], now: Sequence[Stretch]) -> dict[str, Pair]:
+    nothing = Distribution.of([])
+    return {name: Pair(base.get(name, nothing), Distribution.of(parts)) for name, parts in by_name(now).items()}
 
 
-def psi(expected: Sequence[float], found: Sequence[float]) -> float:
-    """The population stability index; an empty bin counts as 0.01 %."""
-    pairs = [(max(e, SMALLEST_SHARE), max(f, SMALLEST_SHARE)) for e, f in zip(expected, found, strict=True) if e or f]
-    return round(sum((f - e) * math.log(f / e) for e, f in pairs), 6)
+def _reference(deployment: Deployment, versions: set[int]) -> ReferenceDigests | None:
+    """The reference set of the newest of these versions that has one. One query."""
+    found = ReferenceDigests.objects.filter(version__model_id=deployment.model_id, version__number__in=versions)
+    return found.select_related("version").order_by("-version__number").first()
 
 
-def jensen_shannon(expected: Sequence[float], found: Sequence[float]) -> float:
-    """The Jensen-Shannon divergence to base 2: 0 for equal, 1 for disjoint."""
+class _Past:
+    """What was served before an interval, read when it is asked for: at most two queries, whatever is asked."""
 
-    def divergence(left: float, middle: float) -> float:
-        return left * math.log2(left / middle) if left > 0 else 0.0
+    def __init__(self, deployment: Deployment, interval: Interval, kinds: Sequence[str]) -> None:
+        self._deployment_id = deployment.pk
+        self._interval = interval
+        self._kinds = kinds
+        self._read: dict[timedelta, list[Stretch]] = {}
 
-    total = sum(
-        (divergence(e, (e + f) / 2) + divergence(f, (e + f) / 2)) / 2
-        for e, f in zip(expected, found, strict=True)
-        if e or f
+    def of(self, wanted: Callable[[Stretch], bool]) -> Earlier:
+        """The same hours of the day before where they have enough rows, else the stretch before."""
+        span = self._interval.until - self._interval.since
+        if span <= DAY:
+            earlier = self._shifted(DAY, wanted, same_hours=True)
+            if span == DAY or _rows(earlier.stretches) >= ENOUGH:
+                return earlier
+        return self._shifted(span, wanted, same_hours=False)
+
+    def _shifted(self, by: timedelta, wanted: Callable[[Stretch], bool], *, same_hours: bool) -> Earlier:
+        since, until = self._interval.since - by, self._interval.until - by
+        if by not in self._read:
+            self._read[by] = _before(
+                sketch_rollups.read(self._deployment_id, self._kinds, since, until, SHOWN),
+                self._interval.since.timestamp(),
+            )
+        return Earlier([one for one in self._read[by] if wanted(one)], since, until, same_hours)
+
+
+def _before(stretches: Iterable[Stretch], moment: float) -> list[Stretch]:
+    """Without the bucket that reaches into now: it is counted there."""
+    return [stretch for stretch in stretches if stretch.end <= moment]
+
+
+def _rows(stretches: Iterable[Stretch]) -> int:
+    counts = by_name(stretches)
+    return max((sum(part.n + part.missing for part in parts) for parts in counts.values()), default=0)
+
+
+def _prediction(scores: Sequence[Stretch], past: _Past) -> tuple[Prediction, dict[str, Pair], list[Stretch]]:
+    versions = {stretch.version for stretch in scores}
+    main = max(
+        versions, key=lambda number: (_rows(one for one in scores if one.version == number), number), default=None
     )
-    return round(min(1.0, max(0.0, total)), 6)
+    mine = [stretch for stretch in scores if stretch.version == main]
+    before = past.of(lambda stretch: stretch.kind == SCORES and stretch.version == main) if mine else None
+    stretches = before.stretches if before else []
+    pairs = _pairs({name: Distribution.of(parts) for name, parts in by_name(stretches).items()}, mine)
+    told = _tell(pairs, dict.fromkeys(pairs, "score"))
+    first = told[0] if told else None
+    known = before if stretches else None
+    prediction: Prediction = {
+        "baseline": EARLIER if known else None,
+        "baseline_since": known.since.isoformat() if known else None,
+        "baseline_until": known.until.isoformat() if known else None,
+        "version": main,
+        "drifting": any(one["drifting"] for one in told),
+        "psi": first["psi"] if first else None,
+        "js": first["js"] if first else None,
+        "wasserstein": first["wasserstein"] if first else None,
+        "ks": first["ks"] if first else None,
+        "n": first["n"] if first else 0,
+        "scores": told,
+    }
+    return prediction, pairs, mine
 
 
-def _distances(base: Sketch, now: Sketch) -> tuple[float, Number]:
-    """(Kolmogorov-Smirnov, Wasserstein in the baseline's standard deviations; None where it has none)."""
-    left, right = base.quantiles(RANKS) or [], now.quantiles(RANKS) or []
-    points = sorted(set(left) | set(right))
-    cdf_base, cdf_now = base.kll.get_cdf(points), now.kll.get_cdf(points)
-    ks = max(abs(a - b) for a, b in zip(cdf_base, cdf_now, strict=True))
-    deviation = base.deviation
-    distance = sum(abs(a - b) for a, b in zip(left, right, strict=True)) / len(RANKS)
-    return round(float(ks), 6), round(distance / deviation, 6) if deviation else None
+def quantile_rows(pair: Pair, ranks: Sequence[float]) -> list[tuple[float, float, float]]:
+    """(rank, baseline's quantile, now's); empty for texts."""
+    if not pair.is_numeric or not pair.now.is_numeric:
+        return []
+    return list(zip(ranks, pair.base.quantiles(ranks).tolist(), pair.now.quantiles(ranks).tolist(), strict=True))

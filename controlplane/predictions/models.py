@@ -96,11 +96,10 @@ class RollupKey(models.Model):
 
 
 class Rollup(RollupKey):
-    """Counts, latencies and sketches of the calls in one bucket.
+    """Counts and latencies of the calls in one bucket.
 
     `codes`: calls by error code. `places`: calls by "code|place" of the column or input that was wrong.
     `latency`: {"total" | "queue" | "compute": sparse histogram of predictions/histograms.py}, of served calls in ms.
-    `sketches`: predictions/sketches.py, features and scores of served rows.
     """
 
     calls = models.BigIntegerField()
@@ -110,7 +109,6 @@ class Rollup(RollupKey):
     codes = models.JSONField()
     places = models.JSONField()
     latency = models.JSONField()
-    sketches = models.BinaryField()
 
     class Meta:
         db_table = "prediction_rollup"
@@ -121,6 +119,41 @@ class Rollup(RollupKey):
 
     def __str__(self) -> str:
         return f"{self.deployment_id} version {self.version} at {self.bucket}"
+
+
+class SketchForm(models.IntegerChoices):
+    KLL = 1, "sketches that more may be added to"
+    DIGESTS = 2, "digests of a bucket that is over"
+
+
+class SketchRollup(models.Model):
+    """The values of one kind (features, scores, pictures) that one version saw or said in one bucket.
+
+    Rows are deltas like those of `Rollup`. `packed`: by predictions/sketches.py or inference/runtime/digest.py.
+    """
+
+    deployment_id = models.UUIDField()
+    version_id = models.UUIDField()
+    version = models.IntegerField()
+    role = models.CharField(max_length=8)
+    source = models.CharField(max_length=8)
+    kind = models.CharField(max_length=10)
+    bucket = models.DateTimeField(help_text="start of the bucket, a multiple of `width_s` since 1970")
+    width_s = models.IntegerField()
+    form = models.SmallIntegerField(choices=SketchForm)
+    packed = models.BinaryField()
+
+    class Meta:
+        db_table = "sketch_rollup"
+        indexes = [
+            models.Index(fields=["deployment_id", "kind", "bucket"], name="sketch_deployment_bucket"),
+            models.Index(fields=["width_s", "bucket"], name="sketch_width_bucket"),
+            # What compaction looks for: few rows at any time.
+            models.Index(fields=["bucket"], condition=models.Q(form=1), name="sketch_open"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.deployment_id} version {self.version} at {self.bucket}"
 
 
 class FeedbackRollup(RollupKey):

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 from django.db import transaction
 from django.utils import timezone
 
-from controlplane.predictions import sketches, tallies
+from controlplane.predictions import tallies
 from controlplane.predictions.cleaning import clean_text
 from controlplane.predictions.histograms import Histogram, histogram, merge
 from controlplane.predictions.models import FeedbackRollup, Rollup
 from controlplane.predictions.records import Kind, LogRow, Refusal
+from controlplane.predictions.sketch_rollups import SketchGatherer
 from inference.contracts import Outcome, Role, Source
 
 # (width of a bucket, the age at which it is merged into the next wider one): what the steps of the windows that pages
@@ -76,9 +77,8 @@ class Delta:
     total: Histogram = field(default_factory=dict)
     queue: Histogram = field(default_factory=dict)
     compute: Histogram = field(default_factory=dict)
-    # Served rows; gathered first, so that sketches are fed once per delta and not once per row.
+    # Served rows; gathered first, so that histograms are fed once per delta and not once per row.
     served: list[LogRow] = field(default_factory=list)
-    bundle: sketches.Bundle | None = None
 
     def add_rows(self, rows: Sequence[LogRow]) -> None:
         self.calls += len(rows)
@@ -116,14 +116,10 @@ class Delta:
             _bump(self.places, name, count, most=PLACES)
         for mine_bins, name in ((self.total, "total"), (self.queue, "queue"), (self.compute, "compute")):
             merge(mine_bins, rollup.latency.get(name, {}))
-        if self.bundle is None:
-            self.bundle = sketches.new_bundle()
-        sketches.merge_bundles(self.bundle, sketches.unpack(rollup.sketches))
 
     def as_rollup(self, key: Key) -> Rollup:
-        bundle = self.bundle if self.bundle is not None else sketches.new_bundle()
         if self.served:
-            self._count_served(bundle)
+            self._count_served()
         return Rollup(
             **key.fields(),
             calls=self.calls,
@@ -137,20 +133,14 @@ class Delta:
                 for name, bins in (("total", self.total), ("queue", self.queue), ("compute", self.compute))
                 if bins
             },
-            sketches=sketches.pack(bundle),
         )
 
-    def _count_served(self, bundle: sketches.Bundle) -> None:
+    def _count_served(self) -> None:
         records = [row.record for row in self.served]
         self.rows += sum(record.rows for record in records)
         merge(self.total, histogram([record.total_ms for record in records]))
         merge(self.queue, histogram([record.queue_ms for record in records]))
         merge(self.compute, histogram([record.compute_ms for record in records]))
-        sketches.add_calls(bundle, sketches.FEATURES, [row.features for row in self.served])
-        sketches.add_calls(bundle, sketches.SCORES, [row.scores for row in self.served])
-        for picture in (picture for record in records for picture in record.pictures):
-            numbers = {name: [value] for name, value in picture.items() if isinstance(value, int | float)}
-            sketches.add_calls(bundle, sketches.PICTURES, [numbers])
 
 
 def _bump(counts: dict[str, int], name: str, count: int, most: int | None = None) -> None:
@@ -165,10 +155,12 @@ class Gatherer:
     def __init__(self, now: datetime) -> None:
         self._now = now
         self._deltas: dict[Key, Delta] = {}
+        self._sketches = SketchGatherer(now)
 
     def add_rows(self, kind: Kind, second: int, rows: Sequence[LogRow]) -> None:
         """Rows of one kind that came in one second."""
         if rows:
+            self._sketches.add(kind, second, rows)
             self._delta(kind, kind.version, kind.revision, kind.role, kind.source, second).add_rows(rows)
 
     def add_refusal(self, refusal: Refusal) -> None:
@@ -186,7 +178,8 @@ class Gatherer:
         return self._deltas.setdefault(key, Delta())
 
     def save(self) -> int:
-        """Inserts the deltas; returns how many. A few INSERTs."""
+        """Inserts the deltas, and those of the sketches; returns how many of the first. A few INSERTs."""
+        self._sketches.save()
         rollups = [delta.as_rollup(key) for key, delta in self._deltas.items()]
         Rollup.objects.bulk_create(rollups, batch_size=500)
         return len(rollups)

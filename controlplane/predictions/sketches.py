@@ -1,4 +1,4 @@
-"""Mergeable sketches of features, scores and picture statistics: what drift is measured on.
+"""Mergeable sketches of features, scores and picture statistics, as the ingester adds to them.
 
 Numbers go into a KLL sketch (Apache DataSketches; rank error about 1.3 % at k = 200), texts are counted exactly up to a
 cap of distinct values and then as "other", missing values are counted beside both. A bundle is stored as MessagePack.
@@ -15,12 +15,10 @@ import numpy as np
 from datasketches import kll_floats_sketch
 
 from controlplane.predictions.cleaning import clean_text
+from inference.runtime.digest import CATEGORIES, CATEGORY_LENGTH, FLOAT32_MAX, POINTS, Digest
 
 K = 200
-CATEGORIES = 200
-CATEGORY_LENGTH = 200
 FORMAT = 1
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 NUMBERS = {float, int, bool}
 
 
@@ -111,6 +109,22 @@ class Sketch:
 
     def quantiles(self, ranks: list[float]) -> list[float] | None:
         return [float(x) for x in self.kll.get_quantiles(ranks)] if self.kll is not None else None
+
+    def digest(self) -> Digest:
+        """What is kept when nothing is added any more."""
+        numbers = self.kll.n if self.kll is not None else 0
+        count = min(numbers, POINTS)
+        points = self.quantiles([(index + 0.5) / count for index in range(count)]) if count else []
+        return Digest(
+            n=self.n,
+            missing=self.missing,
+            numbers=numbers,
+            total=self.total,
+            squares=self.squares,
+            points=np.array(points, "<f4").tobytes(),
+            categories=self.categories,
+            other=self.other,
+        )
 
 
 # What a bundle's sketches speak of.

@@ -38,8 +38,8 @@ from inference.runtime.display import Lookup
 from inference.runtime.picture_child import call_child, killed_error
 from inference.runtime.pictures import Kind, open_picture, sniff
 from inference.runtime.sandbox import SandboxKilled
+from inference.runtime.terms import TERMS, known_age
 
-_OLDEST = 90
 _ORIENTATION = 0x0112
 
 # Numbers and codes that describe the pixels and how to show them. The size follows from the pixels themselves.
@@ -63,32 +63,6 @@ _PALETTE = tuple(
 )
 _LUTS = ("ModalityLUTSequence", "VOILUTSequence")
 
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# A code string could hold a name as well: only terms that are known stay.
-_TERMS = {
-    "Modality": _words("CR DX DR RG RF XA MG IO PX CT MR US NM PT OT SC ES OP XC"),
-    "BodyPartExamined": _words(
-        "CHEST THORAX LUNG HEART RIB RIBS STERNUM CLAVICLE ABDOMEN PELVIS HIP SPINE CSPINE TSPINE LSPINE SSPINE COCCYX "
-        "NECK HEAD SKULL FACE JAW TEETH ORBIT SINUS NOSE EAR EYE BRAIN SHOULDER SCAPULA ARM HUMERUS ELBOW FOREARM "
-        "WRIST HAND FINGER THUMB LEG FEMUR THIGH KNEE PATELLA CALF TIBIA FIBULA ANKLE FOOT HEEL TOE EXTREMITY BREAST "
-        "LIVER KIDNEY BLADDER PROSTATE UTERUS THYROID AORTA WHOLEBODY"
-    )
-    | {"WHOLE BODY"},
-    "ViewPosition": _words("PA AP LL RL LLD RLD RLO LLO LAT LATERAL OBL AXIAL TAN CC MLO ML LM XCCL"),
-    "PatientSex": frozenset("MFO"),
-    "Laterality": frozenset("LRUB"),
-    "ImageLaterality": frozenset("LRUB"),
-    "VOILUTFunction": frozenset({"LINEAR", "LINEAR_EXACT", "SIGMOID"}),
-    "PresentationLUTShape": frozenset({"IDENTITY", "INVERSE"}),
-    "PresentationIntentType": frozenset({"FOR PRESENTATION", "FOR PROCESSING"}),
-    "PixelIntensityRelationship": frozenset({"LIN", "LOG", "DISP"}),
-    "BurnedInAnnotation": frozenset({"YES", "NO"}),
-    "LossyImageCompression": frozenset({"00", "01"}),
-}
 _UIDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 # The standard wants these to be there, if need be without a value.
 _EMPTY = ("PatientName", "PatientID", "PatientBirthDate", "StudyDate", "StudyTime", "AccessionNumber", "StudyID")
@@ -255,7 +229,7 @@ def _kept(source: Any, salt: bytes, fingerprint: str) -> Any:
         value = source.get(name)
         if value not in (None, ""):
             setattr(kept, name, _numbers(value))
-    for name, terms in _TERMS.items():
+    for name, terms in TERMS.items():
         term = str(source.get(name, "") or "").strip().upper()
         if term in terms:
             setattr(kept, name, term)
@@ -268,7 +242,7 @@ def _kept(source: Any, salt: bytes, fingerprint: str) -> Any:
         lookup = Lookup.read(source[name].value[0], little_endian=little_endian) if source.get(name) else None
         if lookup is not None:
             setattr(kept, name, [_lut(lookup)])
-    age = _age(str(source.get("PatientAge", "") or ""))
+    age = known_age(str(source.get("PatientAge", "") or ""))
     if age:
         kept.PatientAge = age
     for name in _UIDS:
@@ -296,16 +270,6 @@ def _lut(lookup: Lookup) -> Any:
     item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [lookup.entries.size % 65536, first, lookup.bits])
     item.add_new("LUTData", "OW", lookup.entries.astype("<u2").tobytes())
     return item
-
-
-def _age(text: str) -> str:
-    """PS3.5's age string, with everything above 89 years as one; "" where it is no age."""
-    found = re.fullmatch(r"\s*([0-9]{1,3})([DWMY]?)\s*", text)
-    if found is None:
-        return ""
-    count, unit = int(found[1]), found[2] or "Y"
-    years = count / {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}[unit]
-    return f"{_OLDEST:03d}Y" if years >= _OLDEST else f"{count:03d}{unit}"
 
 
 def _hashed(uid: str, salt: bytes) -> str:

@@ -143,6 +143,8 @@ def read_frame(data: bytes) -> DicomFrame:
                 modality=_code(dataset, "Modality"),
                 body_part=_code(dataset, "BodyPartExamined"),
                 view=_code(dataset, "ViewPosition"),
+                sex=_code(dataset, "PatientSex"),
+                age=_code(dataset, "PatientAge"),
             )
     except MALFORMED as error:
         raise _undisplayable() from error

@@ -31,6 +31,7 @@ from inference.runtime.picture_child import CHILDREN, call_child, killed_error
 from inference.runtime.pixels import Acquisition, PictureStats, check_size, looks_cut_off, out_of_scope, statistics
 from inference.runtime.preprocess import Pipeline
 from inference.runtime.sandbox import SandboxKilled
+from inference.runtime.terms import known_tags
 
 Kind = Literal["png", "jpeg", "dicom"]
 
@@ -240,7 +241,7 @@ def _decode_one(data: bytes, pipeline: Pipeline, config: dict[str, Any]) -> _Ans
     return _Answer(
         shape=tensor.shape,
         tensor=tensor.tobytes(),
-        stats=statistics(image, hashlib.sha256(data).hexdigest()),
+        stats=statistics(image, hashlib.sha256(data).hexdigest(), known_tags(acquisition)),
         warnings=notes + out_of_scope(image, acquisition, config),
     )
 

@@ -18,6 +18,7 @@ MAX_SIDE = 30_000
 RADIOGRAPHS = ("CR", "DX", "DR", "RG", "RF", "XA", "MG", "IO", "PX", "OT", "SC")
 
 _GRID = 64
+_SHARP = 256
 # Mean spread between the channels, of 255: a tinted radiograph stays below 8, photographs measured 25 and more.
 _COLOURFUL = 12.0
 # Standard deviation of the grey values, of 255; the flattest of 1,555 real radiographs measured has 11.
@@ -28,22 +29,33 @@ _INVERTED = 10.0
 
 
 class PictureStats(TypedDict):
-    """What the prediction log keeps of a picture. Sizes in pixels as shown, grey values of 255, sha256 of the bytes."""
+    """What the prediction log keeps of a picture. Sizes in pixels as shown, grey values of 255, sha256 of the bytes.
+
+    `sharpness`: the standard deviation of the Laplacian of the grey values at 256 pixels a side at most. `tags`:
+    modality, body_part, view, sex and age (in decades) of a DICOM file, as far as they are known terms.
+    """
 
     width: int
     height: int
     mean: float
     std: float
+    sharpness: float
+    tags: dict[str, str]
     sha256: str
 
 
 @dataclass(frozen=True, slots=True)
 class Acquisition:
-    """What a DICOM file says of how it was made; "" where it does not, as for every PNG and JPEG."""
+    """What a DICOM file says of how it was made, and of whom; "" where it does not, as for every PNG and JPEG.
+
+    `age` is DICOM's own: 045Y, 006M.
+    """
 
     modality: str = ""
     body_part: str = ""
     view: str = ""
+    sex: str = ""
+    age: str = ""
 
 
 def check_size(width: int, height: int) -> None:
@@ -71,10 +83,11 @@ def looks_cut_off(pixels: np.ndarray) -> bool:
     return bool((pixels[-8:] == 128).all()) and not bool((pixels == 128).all())
 
 
-def statistics(image: Image.Image, sha256: str) -> PictureStats:
-    """Size of the picture, mean and standard deviation of its grey values (0 to 255)."""
+def statistics(image: Image.Image, sha256: str, tags: Mapping[str, str] | None = None) -> PictureStats:
+    """Size of the picture, mean, standard deviation and sharpness of its grey values (0 to 255)."""
+    grey = image.convert("L")
     # From the histogram: no float copy of a large picture.
-    counts = np.array(image.convert("L").histogram(), np.float64)
+    counts = np.array(grey.histogram(), np.float64)
     levels = np.arange(256)
     mean = float(counts @ levels / counts.sum())
     spread = float(np.sqrt(counts @ (levels - mean) ** 2 / counts.sum()))
@@ -83,8 +96,38 @@ def statistics(image: Image.Image, sha256: str) -> PictureStats:
         "height": image.height,
         "mean": round(mean, 3),
         "std": round(spread, 3),
+        "sharpness": round(_sharpness(grey), 3),
+        "tags": dict(tags or {}),
         "sha256": sha256,
     }
+
+
+def told_of(stats: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """What drift looks at in a picture, from its statistics (as far as an old log has them), as columns of one row."""
+    known = {
+        "brightness": stats.get("mean"),
+        "contrast": stats.get("std"),
+        "sharpness": stats.get("sharpness"),
+    }
+    width, height = stats.get("width"), stats.get("height")
+    if width and height:
+        known |= {"size in pixels": width * height, "aspect ratio": width / height}
+    tags = stats.get("tags") or {}
+    return {name: [value] for name, value in known.items() if value is not None} | {
+        name.replace("_", " "): [value] for name, value in tags.items()
+    }
+
+
+def _sharpness(grey: Image.Image) -> float:
+    """The standard deviation of the Laplacian (Pech-Pacheco 2000 takes its square). Of a picture at most 256 a side, so
+    that it does not follow the resolution."""
+    small = grey.copy()
+    small.thumbnail((_SHARP, _SHARP), Image.Resampling.BOX)
+    table = np.asarray(small, np.float32)
+    if min(table.shape) < 3:
+        return 0.0
+    around = table[:-2, 1:-1] + table[2:, 1:-1] + table[1:-1, :-2] + table[1:-1, 2:]
+    return float((around - 4 * table[1:-1, 1:-1]).std())
 
 
 def out_of_scope(image: Image.Image, acquisition: Acquisition, config: Mapping[str, Any]) -> list[str]:

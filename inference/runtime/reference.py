@@ -1,7 +1,7 @@
 """Checks reference sets: CSV, Parquet or NPZ whose names are the columns, or a zip of pictures. Each with `target` or
 `labels.csv` if the truth is known. Nothing is kept in memory but a line or a header.
 
-`summarise_in_sandbox` is what the control plane calls; `summarise_bytes` runs in the throw-away child.
+`read_in_sandbox` is what the control plane calls; `read_bytes` runs in the throw-away child.
 """
 
 import csv
@@ -17,14 +17,15 @@ import msgspec
 import numpy as np
 
 from inference.errors import InferenceError
+from inference.runtime.digest import pack
+from inference.runtime.reference_columns import MISSING, PICTURES, TARGET, digests
 from inference.runtime.sandbox import Limits, Sandbox, SandboxKilled
 from inference.runtime.sandbox_child import given_file
 
 # Modules that a sandbox should import before its first child. Not pyarrow: it starts a thread, and takes 36 MB.
 PRELOAD = ("inference.runtime.reference",)
-FUNCTION = "inference.runtime.reference:summarise_bytes"
+FUNCTION = "inference.runtime.reference:read_bytes"
 
-TARGET = "target"
 MOST_ROWS = 5_000_000
 MOST_COLUMNS = 10_000
 MOST_CELL = 64 * 1024
@@ -32,8 +33,6 @@ MOST_ENTRIES = 100_000
 MOST_UNPACKED_BYTES = 4 * 1024**3
 # Every digit can be read in one way only: else a long cell that ends badly would take minutes.
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\Z")
-MISSING = ("", "nan", "null", "none", "na")
-PICTURES = (".png", ".jpg", ".jpeg", ".dcm")
 SHOWN = 5
 
 csv.field_size_limit(min(sys.maxsize, MOST_CELL))
@@ -51,13 +50,23 @@ class ReferenceSummary(msgspec.Struct, frozen=True):
         return msgspec.structs.asdict(self) | {"names": list(self.names)}
 
 
+class Reference(msgspec.Struct, frozen=True):
+    """A reference set that was read. `digests`: of its columns, packed as inference/runtime/digest.py does."""
+
+    summary: ReferenceSummary
+    digests: bytes
+
+
 class ReferenceRequest(msgspec.Struct, frozen=True):
     """What is known of a reference set. `columns`: the names that it must have, where they are known. `numeric`: every
-    cell but the target's must be a number, or missing in a column of `nullable`."""
+    cell but the target's must be a number, or missing in a column of `nullable`. `named`: the names of one tensor's
+    columns. `texts`: every cell is a text, whatever it looks like."""
 
     columns: tuple[str, ...] = ()
     numeric: bool = False
     nullable: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
+    texts: bool = False
 
 
 def limits_for(size_bytes: int) -> Limits:
@@ -66,9 +75,7 @@ def limits_for(size_bytes: int) -> Limits:
     return Limits(memory_bytes=1024**3, cpu_s=wall_s, wall_s=wall_s, file_bytes=1024**2)
 
 
-def summarise_in_sandbox(
-    sandbox: Sandbox, path: Path, request: ReferenceRequest, limits: Limits | None = None
-) -> ReferenceSummary:
+def read_in_sandbox(sandbox: Sandbox, path: Path, request: ReferenceRequest, limits: Limits | None = None) -> Reference:
     """Read a reference set through in a child of `sandbox`.
 
     Raises InferenceError `bad_reference` with the line or the name that is wrong, also where the child was killed;
@@ -85,13 +92,17 @@ def summarise_in_sandbox(
                 "crash": "The file is damaged: it made its reader crash.",
             }[killed.reason]
         )
-    return msgspec.msgpack.decode(result.output, type=ReferenceSummary)
+    return msgspec.msgpack.decode(result.output, type=Reference)
 
 
-def summarise_bytes(argument: bytes) -> bytes:
-    """The sandbox's function: a packed request in, a packed summary out; the file is the one handed in."""
+def read_bytes(argument: bytes) -> bytes:
+    """The sandbox's function: a packed request in, a packed Reference out; the file is the one handed in."""
+    request = msgspec.msgpack.decode(argument, type=ReferenceRequest)
     with given_file() as stream:
-        return msgspec.msgpack.encode(summarise(stream, msgspec.msgpack.decode(argument, type=ReferenceRequest)))
+        summary = summarise(stream, request)
+        stream.seek(0)
+        columns = digests(stream, summary.kind, request.named, texts=request.texts)
+    return msgspec.msgpack.encode(Reference(summary, pack(columns)))
 
 
 def summarise(stream: BinaryIO, request: ReferenceRequest) -> ReferenceSummary:

@@ -22,7 +22,7 @@ import numpy as np
 from inference.contracts import Datatype, Signature, TensorSpec
 from inference.errors import InferenceError
 from inference.runtime.plans import NUMPY_DTYPES
-from inference.runtime.reference import MISSING, TARGET
+from inference.runtime.reference_columns import MISSING, TARGET
 from inference.runtime.sample_calls import MOST_CELLS, Sample
 from inference.runtime.sandbox import Limits, Sandbox
 from inference.runtime.sandbox_child import given_file

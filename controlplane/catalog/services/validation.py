@@ -25,8 +25,8 @@ from kombu.exceptions import OperationalError
 
 from controlplane.audit.services import SYSTEM, record_change
 from controlplane.catalog.checks import REFERENCE, THRESHOLDS, interrupted
-from controlplane.catalog.models import Artifact, ModelVersion, VersionState
-from controlplane.catalog.reference import summarise
+from controlplane.catalog.models import Artifact, ModelVersion, ReferenceDigests, VersionState
+from controlplane.catalog.reference import read_reference
 from controlplane.catalog.services.sweeping import hold_store
 from controlplane.catalog.storage import StoredFile, draft_of, drafts_folder, path_of
 from controlplane.celery import app
@@ -40,7 +40,7 @@ from inference.contracts import (
     ValidationReport,
     ValidationRequest,
 )
-from inference.runtime.reference import ReferenceSummary
+from inference.runtime.reference import Reference
 
 if TYPE_CHECKING:
     from inference.runtime.sandbox import Sandbox
@@ -132,20 +132,27 @@ def reject_exhausted() -> int:
     return len(exhausted)
 
 
-def check_reference(version: ModelVersion, path: Path) -> ReferenceSummary:
+def check_reference(version: ModelVersion, path: Path) -> Reference:
     """Reads a reference set through against what is known of the version. Raises DomainError `bad_reference`."""
-    columns = [column["name"] for column in version.columns]
+    named = columns = [column["name"] for column in version.columns]
     nullable = [column["name"] for column in version.columns if column.get("nullable")]
     signature = msgspec.convert(version.signature, Signature) if version.signature else None
     if not columns and signature is not None and len(signature.inputs) > 1:
         columns = [tensor.name for tensor in signature.inputs]
     numeric = signature is not None and all(tensor.datatype != Datatype.BYTES for tensor in signature.inputs)
-    summary = summarise(path, columns=columns, numeric=numeric, nullable=nullable)
+    texts = signature is not None and all(tensor.datatype == Datatype.BYTES for tensor in signature.inputs)
+    reference = read_reference(path, columns=columns, numeric=numeric, nullable=nullable, named=named, texts=texts)
+    summary = reference.summary
     pictures = bool(version.task) and Task(version.task).takes_pictures
     if pictures != (summary.kind == "pictures") and signature is not None and summary.kind != "npz":
         wanted = "a zip of pictures" if pictures else "CSV, Parquet or NPZ"
         raise DomainError("bad_reference", f"The task {version.task} needs {wanted} as its reference set.")
-    return summary
+    return reference
+
+
+def keep_digests(version: ModelVersion, reference: Reference) -> None:
+    """Stores what drift compares the version's traffic with. One query."""
+    ReferenceDigests.objects.update_or_create(version=version, defaults={"packed": reference.digests})
 
 
 def try_golden(version: ModelVersion, golden: Path) -> ValidationReport:
@@ -287,9 +294,12 @@ def _also_checked(claim: _Claim, report: ValidationReport) -> ValidationReport:
             signature=msgspec.to_builtins(report.signature) if report.signature else None,
         )
         try:
-            summary = check_reference(known, path_of(version.reference_artifact_id))
+            reference = check_reference(known, path_of(version.reference_artifact_id))
         except DomainError as error:
             return _refused(report, REFERENCE, error.code, error.message)
+        # Read again with what is known now: names of columns, and what is a text.
+        keep_digests(version, reference)
+        summary = reference.summary
         passed = ReportCheck(name=REFERENCE, ok=True, detail=f"{summary.kind}, {summary.rows:,} rows")
         return msgspec.structs.replace(report, checks=(*report.checks, passed))
     return report

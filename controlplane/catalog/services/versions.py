@@ -12,14 +12,14 @@ from controlplane.audit.services import Actor, record_change
 from controlplane.catalog.descriptions import Description, describe, read_text
 from controlplane.catalog.models import Artifact, ModelVersion, RegisteredModel, VersionState
 from controlplane.catalog.packages import check_golden, is_zip, open_mlflow_zip, refuse_what_is_no_model
-from controlplane.catalog.reference import summarise
+from controlplane.catalog.reference import read_reference
 from controlplane.catalog.services.registration import refuse_where_archived
 from controlplane.catalog.services.sweeping import hold_store
 from controlplane.catalog.services.usage import refuse_where_used
-from controlplane.catalog.services.validation import check_reference, dispatch, try_golden
+from controlplane.catalog.services.validation import check_reference, dispatch, keep_digests, try_golden
 from controlplane.catalog.storage import Draft, StoredFile, path_of
 from controlplane.errors import DomainError, field_error
-from inference.runtime.reference import ReferenceSummary
+from inference.runtime.reference import Reference
 
 # Part of the identity: frozen when the version is ready.
 MEANING = ("task", "activation", "labels", "thresholds", "columns", "preprocessor", "accepts_non_finite")
@@ -61,9 +61,9 @@ def upload_version(
     """
     try:
         upload, description = _unpacked(upload, description)
-        summary = _reference_summary(upload, description)
-        if summary is not None and summary.kind in ("csv", "parquet"):
-            description = description.with_columns(summary.names)
+        reference = _reference(upload, description)
+        if reference is not None and reference.summary.kind in ("csv", "parquet"):
+            description = description.with_columns(reference.summary.names)
         if upload.golden is not None:
             upload.golden.finish()
             check_golden(upload.golden.path)
@@ -82,7 +82,7 @@ def upload_version(
         existing = _same_or_conflicting(locked, description.identity(kept.model.sha256), number)
         if existing is not None:
             return existing, False
-        version = _create(actor, locked, number or locked.next_number, upload, description, kept, summary)
+        version = _create(actor, locked, number or locked.next_number, upload, description, kept, reference)
         if validate:
             transaction.on_commit(lambda: dispatch(version.pk))
     return version, True
@@ -131,7 +131,7 @@ def add_reference(*, actor: Actor, version: ModelVersion, draft: Draft, name: st
     """
     try:
         draft.finish()
-        summary = check_reference(version, draft.path)
+        reference = check_reference(version, draft.path)
         stored = draft.keep()
     finally:
         draft.discard()
@@ -142,8 +142,9 @@ def add_reference(*, actor: Actor, version: ModelVersion, draft: Draft, name: st
         before = locked.reference_summary
         locked.reference_artifact = _artifact(stored)
         locked.reference_name = _shown_name(name)
-        locked.reference_summary = summary.as_json()
+        locked.reference_summary = reference.summary.as_json()
         locked.save(update_fields=["reference_artifact", "reference_name", "reference_summary"])
+        keep_digests(locked, reference)
         record_change(actor=actor, action="version.reference", of=locked, before=before, after=locked.reference_summary)
     return locked
 
@@ -228,11 +229,12 @@ def _unpacked(upload: Upload, description: Description) -> tuple[Upload, Descrip
     return upload, description.with_columns(opened.columns)
 
 
-def _reference_summary(upload: Upload, description: Description) -> ReferenceSummary | None:
+def _reference(upload: Upload, description: Description) -> Reference | None:
     if upload.reference is None:
         return None
     upload.reference.finish()
-    return summarise(upload.reference.path, columns=[column.name for column in description.columns])
+    columns = [column.name for column in description.columns]
+    return read_reference(upload.reference.path, columns=columns, named=columns)
 
 
 def _current(model: RegisteredModel) -> Any:
@@ -263,7 +265,7 @@ def _create(
     upload: Upload,
     description: Description,
     kept: _Kept,
-    summary: ReferenceSummary | None,
+    reference: Reference | None,
 ) -> ModelVersion:
     hold_store()
     version = ModelVersion(
@@ -274,12 +276,14 @@ def _create(
         golden_artifact=_artifact(kept.golden) if kept.golden else None,
         reference_artifact=_artifact(kept.reference) if kept.reference else None,
         reference_name=_shown_name(upload.reference_name) if kept.reference else "",
-        reference_summary=summary.as_json() if summary else None,
+        reference_summary=reference.summary.as_json() if reference else None,
         identity=description.identity(kept.model.sha256),
         created_by_id=actor.user_id,
         **{name: _stored(description, name) for name in (*MEANING, *REMARKS)},
     )
     version.save(force_insert=True)
+    if reference is not None:
+        keep_digests(version, reference)
     model.next_number = number + 1
     model.save(update_fields=["next_number"])
     record_change(

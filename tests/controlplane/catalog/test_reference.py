@@ -10,11 +10,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from controlplane.catalog.reference import summarise
+from controlplane.catalog.reference import read_reference
 from controlplane.errors import DomainError
 from inference.errors import InferenceError
 from inference.runtime import reference
-from inference.runtime.reference import ReferenceRequest, ReferenceSummary, summarise_in_sandbox
+from inference.runtime.reference import ReferenceRequest, ReferenceSummary, read_in_sandbox
 from inference.runtime.sandbox import Limits, Sandbox
 
 pytestmark = pytest.mark.unit
@@ -25,7 +25,7 @@ def read(tmp_path: Path) -> Any:
     def read(content: bytes, **options: Any) -> ReferenceSummary:
         path = tmp_path / "reference"
         path.write_bytes(content)
-        return summarise(path, **options)
+        return read_reference(path, **options).summary
 
     return read
 
@@ -155,7 +155,7 @@ def test_a_file_that_its_reader_does_not_survive_is_refused(
         Sandbox(preload=(probes,), package="tests.inference.runtime") as sandbox,
         pytest.raises(InferenceError, match=sentence) as caught,
     ):
-        summarise_in_sandbox(sandbox, path, ReferenceRequest(), limits)
+        read_in_sandbox(sandbox, path, ReferenceRequest(), limits)
     assert caught.value.code == "bad_reference"
 
 

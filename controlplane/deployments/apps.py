@@ -9,11 +9,17 @@ class DeploymentsConfig(AppConfig):
 
     def ready(self) -> None:
         from controlplane.accounts.signals import keys_changed
-        from controlplane.catalog.services import in_use_checks, sweep_artifacts, sweep_validations
+        from controlplane.catalog.services import (
+            in_use_checks,
+            intended_use_checks,
+            sweep_artifacts,
+            sweep_validations,
+        )
         from controlplane.deployments import periodic, settling
-        from controlplane.deployments.queries import what_holds
+        from controlplane.deployments.queries import what_holds, what_is_clinical
 
         in_use_checks.append(what_holds)
+        intended_use_checks.append(what_is_clinical)
         keys_changed.connect(_publish_keys, dispatch_uid="deployments.publish_keys")
         periodic.register("settle", 0.5, settling.settle)
         periodic.register("reconcile", 2.0, settling.reconcile)

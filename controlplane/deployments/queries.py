@@ -1,7 +1,21 @@
 """Reads across deployments."""
 
 from controlplane.catalog.models import ModelVersion
-from controlplane.deployments.models import RevisionState, SplitRevision, VersionLabel, in_per_cent
+from controlplane.deployments.models import Purpose, RevisionState, SplitRevision, VersionLabel, in_per_cent
+
+
+def what_is_clinical(version: ModelVersion) -> str | None:
+    """A sentence that names a clinical deployment in which a version has a live share, else None. One query."""
+    revisions = SplitRevision.objects.filter(
+        deployment__model=version.model_id,
+        deployment__retired_at=None,
+        deployment__purpose=Purpose.CLINICAL,
+        state__in=[RevisionState.PREPARING, RevisionState.ACTIVE],
+    ).select_related("deployment")
+    for revision in revisions.order_by("deployment__name", "-number"):
+        if revision.shares.get(str(version.number)):
+            return f"It answers for “{revision.deployment.name}”, which is clinical."
+    return None
 
 
 def what_holds(version: ModelVersion) -> str | None:

@@ -2,7 +2,7 @@
 
 from controlplane.catalog.services.registration import archive_model, edit_model, register_model
 from controlplane.catalog.services.sweeping import sweep_artifacts
-from controlplane.catalog.services.usage import in_use_checks
+from controlplane.catalog.services.usage import in_use_checks, intended_use_checks
 from controlplane.catalog.services.validation import sweep_validations, validate_now, validate_one
 from controlplane.catalog.services.versions import (
     Upload,
@@ -22,6 +22,7 @@ __all__ = [
     "edit_model",
     "edit_version",
     "in_use_checks",
+    "intended_use_checks",
     "register_model",
     "sweep_artifacts",
     "sweep_validations",

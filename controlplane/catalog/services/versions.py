@@ -15,7 +15,7 @@ from controlplane.catalog.packages import check_golden, is_zip, open_mlflow_zip,
 from controlplane.catalog.reference import read_reference
 from controlplane.catalog.services.registration import refuse_where_archived
 from controlplane.catalog.services.sweeping import hold_store
-from controlplane.catalog.services.usage import refuse_where_used
+from controlplane.catalog.services.usage import refuse_where_intended_use_is_needed, refuse_where_used
 from controlplane.catalog.services.validation import check_reference, dispatch, keep_digests, try_golden
 from controlplane.catalog.storage import Draft, StoredFile, path_of
 from controlplane.errors import DomainError, field_error
@@ -105,6 +105,8 @@ def edit_version(*, actor: Actor, version: ModelVersion, changes: Mapping[str, A
         meaning = [name for name in changed if name in MEANING]
         if meaning and locked.state not in EDITABLE_STATES:
             raise field_error("conflict", meaning[0], f"{meaning[0]} is frozen: the version is {locked.state}.")
+        if "intended_use" in changed and not values["intended_use"]:
+            refuse_where_intended_use_is_needed(locked)
         for name in changed:
             setattr(locked, name, values[name])
         fields = list(changed)

@@ -7,6 +7,7 @@ import pytest
 from controlplane.accounts.models import User
 from controlplane.audit.models import AuditEvent
 from controlplane.catalog.models import ModelVersion
+from controlplane.catalog.services import edit_version
 from controlplane.deployments.models import Deployment, SplitRevision
 from controlplane.deployments.services import apply_split, promote, roll_back
 from controlplane.errors import DomainError
@@ -73,6 +74,16 @@ def test_a_clinical_deployment_gives_no_share_to_a_version_that_lacks_them(xray:
             change()
         assert refused.value.code == "unknown_version"
     assert apply_split(actor=ACTOR, deployment=xray, shares={1: 100, 2: 0}).percentages() == {"1": 100, "2": 0}
+
+
+def test_a_version_that_answers_clinically_keeps_stating_its_intended_use(xray: Deployment) -> None:
+    version, idle = (ModelVersion.objects.get(number=number) for number in (1, 2))
+    set_purpose(actor=ACTOR, deployment=xray, purpose="clinical", approver="Dr. May")
+    with pytest.raises(DomainError, match="which is clinical") as refused:
+        edit_version(actor=ACTOR, version=version, changes={"intended_use": {}})
+    assert refused.value.code == "conflict"
+    edit_version(actor=ACTOR, version=version, changes={"intended_use": {"modality": "DX"}})
+    edit_version(actor=ACTOR, version=idle, changes={"intended_use": {}})
 
 
 def test_a_study_keeps_the_purpose_of_its_sending(xray: Deployment, doctor: User) -> None:

@@ -23,6 +23,8 @@ from controlplane.local.watch import Watch
 ROOT = Path(__file__).resolve().parents[2]
 FRONT_DOOR_WITHIN_S = 150.0
 DEMO_WITHIN_S = 600.0
+# Calls a second: enough to see the pages move, without dwarfing two days of history in every chart.
+DEMO_RATE = "1"
 # How often a part may end by itself before a start is given up.
 PATIENCE = 5
 
@@ -211,7 +213,7 @@ class Runner:
             if self._home.doctor_password_file.exists():
                 self._supervisor.say("", f"The demo's doctor signs in as doctor: {self._home.doctor_password_file}")
             mark.write_text(f"{self._version}\n")
-        command = (sys.executable, str(ROOT / "manage.py"), "demo_traffic")
+        command = (sys.executable, str(ROOT / "manage.py"), "demo_traffic", "--rate", DEMO_RATE)
         self._supervisor.start(
             Service("demo_traffic", command, TIER_CALLERS, self._environment, niceness=10, reloads=True)
         )

@@ -173,10 +173,67 @@ def sparkline(values: Sequence[float | None], width: int = 120, height: int = 28
 
     for index, value in enumerate(values):
         if value is None:
+            # A stroke as short as a dot shows a value that stands alone.
+            line += "h1" if len(run) == 1 else ""
             area += close(run)
             run = []
             continue
         x, y = index * step, height - 2 - (height - 4) * value / top
         line += f"{'L' if run else 'M'}{x:.1f},{y:.1f}"
         run.append((x, y))
-    return line, area + close(run)
+    return line + ("h-1" if len(run) == 1 else ""), area + close(run)
+
+
+def small_histograms(
+    then: Sequence[float], now: Sequence[float], width: int = 120, height: int = 28
+) -> tuple[str, str]:
+    """Two SVG path strings over the same bins: the area of then, and the outline of now, as steps. "" for nothing."""
+    top = max([*then, *now], default=0.0)
+    if top <= 0:
+        return "", ""
+    step = width / max(1, len(then))
+
+    def steps(shares: Sequence[float]) -> str:
+        if not any(shares):
+            return ""
+        path = f"M0,{height}"
+        for index, share in enumerate(shares):
+            y = height - (height - 2) * share / top
+            path += f"L{index * step:.1f},{y:.1f}L{(index + 1) * step:.1f},{y:.1f}"
+        return path + f"L{width},{height}"
+
+    area = steps(then)
+    return area + "Z" if area else "", steps(now)
+
+
+def histograms(places: Sequence[float] | Sequence[str], then: Sequence[float], now: Sequence[float]) -> Figure:
+    """Shares of then and of now over the same bins: numbers' middles, or categories."""
+    texts = any(isinstance(place, str) for place in places)
+    since = datetime.min
+    traces = [
+        {
+            "type": "bar",
+            "name": name,
+            "x": list(places),
+            "y": [share * 100 for share in shares],
+            "marker": {"color": colour, "opacity": opacity},
+            "hovertemplate": "%{y:.2f} %",
+        }
+        for name, shares, colour, opacity in (("baseline", then, "--ink-3", 0.45), ("now", now, "--accent", 0.6))
+    ]
+    drawn = layout("%", Frame(since, since))
+    drawn["barmode"] = "group" if texts else "overlay"
+    drawn["bargap"] = 0.25 if texts else 0
+    drawn["showlegend"] = True
+    drawn["legend"] = {"orientation": "h", "y": 1.12}
+    drawn["margin"] = {"l": 56, "r": 12, "t": 28, "b": 40}
+    drawn["xaxis"] = {
+        "type": "category" if texts else "linear",
+        "gridcolor": "--line",
+        "linecolor": "--line",
+        "showgrid": False,
+        "zeroline": False,
+        "tickfont": {"size": 11},
+        "fixedrange": texts,
+    }
+    return {"data": traces, "layout": drawn}

@@ -3,11 +3,12 @@
 import uuid
 from typing import TypedDict
 
-from django.db.models import Sum
+import msgspec
+from django.db.models import F, Func, Sum, TextField
 
 from controlplane.monitoring.estimates import Metric, Number, unknown, wilson
 from controlplane.monitoring.intervals import Interval
-from controlplane.monitoring.scoring import Scored, right_of, scored
+from controlplane.monitoring.scoring import Scored, no_better, scored
 from controlplane.monitoring.traffic import SHOWN
 from controlplane.predictions import tallies
 from controlplane.predictions.histograms import Histogram, merge, quantile
@@ -18,6 +19,7 @@ from inference.contracts import Source
 ENOUGH = 20
 # A chart of labels has fewer, wider steps than one of calls: labels are rarer.
 STEPS = 24
+_tally = msgspec.json.Decoder(tallies.Tally)
 
 
 class Delay(TypedDict):
@@ -92,8 +94,20 @@ def accuracy(deployment_id: uuid.UUID, name: str, interval: Interval) -> Accurac
     }
 
 
-def accuracies(deployment_ids: list[uuid.UUID], interval: Interval) -> dict[uuid.UUID, Metric]:
-    """The accuracy of many deployments over all their live versions, for the overview. One query."""
+class Headline(TypedDict):
+    """A deployment's one figure: the metric that stands for its task, and the `n` labels it rests on.
+
+    `no_better`: its interval reaches what the best constant answer gets.
+    """
+
+    name: str | None
+    metric: Metric
+    n: int
+    no_better: bool
+
+
+def accuracies(deployment_ids: list[uuid.UUID], interval: Interval) -> dict[uuid.UUID, Headline]:
+    """The headline metric of many deployments over all their live versions, for the overview. One query."""
     found = FeedbackRollup.objects.filter(
         deployment_id__in=deployment_ids,
         bucket__gte=interval.since,
@@ -101,12 +115,26 @@ def accuracies(deployment_ids: list[uuid.UUID], interval: Interval) -> dict[uuid
         role="live",
         source__in=SHOWN,
     )
-    sums: dict[uuid.UUID, tallies.Tally] = {}
-    for deployment_id, tally in found.values_list("deployment_id", "tally"):
-        if deployment_id is not None:
-            kept = {name: tally[name] for name in ("n", "confusion", "labels") if name in tally}
-            tallies.merge(sums.setdefault(deployment_id, {"n": 0}), kept)
-    return {identity: wilson(*right_of(sums.get(identity, {"n": 0}))) for identity in deployment_ids}
+    sums: dict[uuid.UUID, tallies.Tally] = {identity: {"n": 0} for identity in deployment_ids}
+    for identity, tally in found.values_list("deployment_id", _counts_alone()):
+        tallies.merge(sums[identity], _tally.decode(tally))
+    return {identity: _headline(scored(tally)) for identity, tally in sums.items()}
+
+
+def _counts_alone() -> Func:
+    """A tally as JSON text without its histograms, which are most of it and no part of a headline."""
+    left_out = "'{logits,delay,blind,items}'::text[]"
+    return Func(F("tally"), template=f"(%(expressions)s - {left_out})::text", output_field=TextField())
+
+
+def _headline(figures: Scored) -> Headline:
+    name = figures["headline"]
+    return {
+        "name": name,
+        "metric": figures["metrics"][name] if name is not None else unknown(),
+        "n": figures["n"],
+        "no_better": no_better(figures),
+    }
 
 
 def _steps(interval: Interval, width_s: int) -> Interval:

@@ -84,6 +84,17 @@ def scored(tally: Tally) -> Scored:
     return found
 
 
+def no_better(figures: Scored) -> bool:
+    """Whether the headline's interval reaches what the best constant answer gets; False where either is unknown."""
+    name, constant = figures["headline"], figures["constant"]
+    if name is None or constant is None or name not in constant["metrics"]:
+        return False
+    metric, other = figures["metrics"][name], constant["metrics"][name]
+    if name == "rmse":
+        return metric["high"] is not None and metric["high"] >= other
+    return metric["low"] is not None and metric["low"] <= other
+
+
 def right_of(tally: Tally) -> tuple[float, int]:
     """How many of the labelled cases were right, of how many; of several labels a case, the share that was."""
     confusion: Confusion = tally.get("confusion", {})

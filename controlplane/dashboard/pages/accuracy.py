@@ -9,7 +9,7 @@ from controlplane.dashboard.pages.figures import Window, change_marks
 from controlplane.deployments.models import Deployment
 from controlplane.monitoring.accuracy import ENOUGH, VersionAccuracy, accuracy
 from controlplane.monitoring.estimates import Metric
-from controlplane.monitoring.scoring import Constant, LabelScore, Scored
+from controlplane.monitoring.scoring import Constant, LabelScore, Scored, no_better
 from inference.contracts import Role
 
 # How a figure is written: per cent, an index of one with three decimals, or a number in the target's own unit.
@@ -153,6 +153,18 @@ def metric_words(key: str, metric: Metric) -> Cell:
     return Cell(name, words, f"{written(low)} – {written(high)}", meaning)
 
 
+def with_half_width(key: str, metric: Metric) -> str:
+    """A figure with half the width of its interval, as one line has room for: `97.6 ± 0.3 %`."""
+    form = next(form for k, _, _, form in METRICS if k == key)
+    value, low, high = metric["value"], metric["low"], metric["high"]
+    if value is None or low is None or high is None:
+        return metric_words(key, metric).words
+    half = (high - low) / 2
+    if form == SHARE:
+        return f"{value * 100:.1f} ± {half * 100:.1f} %"
+    return f"{value:.3f} ± {half:.3f}" if form == INDEX else f"{value:.4g} ± {half:.2g}"
+
+
 def _row(version: VersionAccuracy, figures: Scored, keys: Sequence[str]) -> ScoreRow:
     return ScoreRow(
         number=version["version"],
@@ -188,24 +200,13 @@ def _sentence(live: Sequence[VersionAccuracy]) -> tuple[str, str]:
         interval = f" ({cell.interval})" if cell.interval else ""
         parts.append(f"version {version['version']} {cell.words}{interval} over {version['n']:,} labels")
     name = next(words for k, words, *_ in METRICS if k == told[0]["headline"])
-    poor = [version for version in told if _no_better(version)]
+    poor = [version for version in told if no_better(version)]
     ending = ""
     if poor:
         numbers = " and ".join(str(version["version"]) for version in poor)
         subject = f"Versions {numbers} are" if len(poor) > 1 else f"Version {numbers} is"
         ending = f" {subject} not shown to be better than a constant answer."
     return f"{name}: {'; '.join(parts)}.{ending}", "warn" if poor else ""
-
-
-def _no_better(version: VersionAccuracy) -> bool:
-    """Whether the headline's interval reaches what the best constant answer gets."""
-    key, constant = version["headline"] or "", version["constant"]
-    if constant is None or key not in constant["metrics"]:
-        return False
-    metric, other = version["metrics"][key], constant["metrics"][key]
-    if key == "rmse":
-        return metric["high"] is not None and metric["high"] >= other
-    return metric["low"] is not None and metric["low"] <= other
 
 
 def _series(

@@ -13,6 +13,7 @@ TABS = (
     ("traffic", "Traffic", ""),
     ("latency", "Latency", "latency/"),
     ("accuracy", "Accuracy", "accuracy/"),
+    ("drift", "Drift", "drift/"),
     ("predictions", "Predictions", "predictions/"),
     ("try it", "Try it", "try/"),
     ("settings", "Settings", "settings/"),
@@ -46,6 +47,10 @@ class DeploymentHeader:
     tabs: list[Tab]
 
 
+def is_failing(error_share: float | None) -> bool:
+    return error_share is not None and error_share > TROUBLED
+
+
 def status_of(
     deployment: Deployment, serving: SplitRevision | None, preparing: bool, error_share: float | None
 ) -> Status:
@@ -54,7 +59,7 @@ def status_of(
         return Status("Retired", "")
     if serving is None:
         return Status("Preparing", "busy") if preparing else Status("No split yet", "warn")
-    if error_share is not None and error_share > TROUBLED:
+    if error_share is not None and is_failing(error_share):
         return Status(f"{error_share:.0%} failing", "bad")
     if preparing:
         return Status("Changing", "busy")

@@ -1,28 +1,72 @@
 """One row per deployment, worst first, and one line above that says whether all is well."""
 
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
+from urllib.parse import urlencode
+
+from django.db.models import Count, Q
 
 from controlplane.accounts.models import User
 from controlplane.dashboard import charts
+from controlplane.dashboard.pages.accuracy import metric_words, with_half_width
 from controlplane.dashboard.pages.figures import Window
-from controlplane.dashboard.pages.header import RECENT, Status, status_of
+from controlplane.dashboard.pages.header import RECENT, Status, is_failing, status_of
 from controlplane.dashboard.pages.split import Segment, segments
-from controlplane.deployments.models import Deployment, RevisionState, SplitRevision
-from controlplane.monitoring.accuracy import accuracies
-from controlplane.monitoring.estimates import Metric
+from controlplane.deployments.models import Deployment, DeploymentQuerySet, RevisionState, SplitRevision
+from controlplane.monitoring.accuracy import ENOUGH, Headline, accuracies
 from controlplane.monitoring.traffic import OverviewRow as Figures
 from controlplane.monitoring.traffic import overview as figures_of
 from inference.contracts import Lane
 
 MOST = 200
-WORST = {"bad": 0, "warn": 1, "busy": 2, "good": 3, "": 4}
 SPARK_POINTS = 60
+# Named in the sentence; the rest are counted.
+NAMED = 3
+
+
+class Severity(IntEnum):
+    """How urgently somebody should look: the order of the rows."""
+
+    FAILING = 0
+    DRIFTING = 1
+    NOT_SERVING = 2
+    NO_BETTER = 3
+    HEALTHY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What a person looks for: part of a name of deployment, model or team, or of an id; and one team."""
+
+    text: str = ""
+    team: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """The headline metric in words, `97.6 ± 0.3 %`; `name` is empty where nobody said what really happened."""
+
+    words: str
+    name: str
+    labels: int
+    no_better: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The newest split: what was done, by whom."""
+
+    words: str
+    by: str
+    revision: SplitRevision
 
 
 @dataclass(frozen=True, slots=True)
 class OverviewRow:
     deployment: Deployment
+    severity: Severity
     status: Status
     segments: list[Segment]
     shadows: list[Segment]
@@ -30,8 +74,8 @@ class OverviewRow:
     rate: float | None
     p95: float | None
     error_share: float | None
-    accuracy: str
-    last_change: SplitRevision | None
+    accuracy: Accuracy
+    change: Change | None
 
     @property
     def kind(self) -> str:
@@ -40,16 +84,36 @@ class OverviewRow:
 
 @dataclass(frozen=True, slots=True)
 class OverviewPage:
+    """`total`: how many deployments the person may see; `teams`: (name, how many), where there are several."""
+
     rows: list[OverviewRow]
     rate: float
     sentence: str
     tone: str
     worst: Deployment | None
+    filters: Filters
+    teams: list[tuple[str, int]]
+    total: int
+    query: str
+
+    @property
+    def left_out(self) -> int:
+        """Deployments beyond those that fit the page, where nothing is looked for."""
+        return 0 if self.filters.text or self.filters.team else self.total - len(self.rows)
 
 
-def overview(user: User, window: Window) -> OverviewPage:
+def read_filters(query: Mapping[str, str]) -> Filters:
+    def text(name: str) -> str:
+        return query.get(name, "").replace("\x00", "").strip()[:100]
+
+    return Filters(text("q"), text("team"))
+
+
+def overview(user: User, window: Window, filters: Filters) -> OverviewPage:
     """Five queries, however many deployments and predictions there are."""
-    found = list(Deployment.objects.for_user(user).current().select_related("model", "team")[:MOST])
+    mine = Deployment.objects.for_user(user).current()
+    teams = list(mine.order_by("team__name").values_list("team__name").annotate(count=Count("pk")))
+    found = list(_matching(filters, user).select_related("model", "team").order_by("name")[:MOST])
     ids = [deployment.pk for deployment in found]
     revisions: dict[uuid.UUID, list[SplitRevision]] = {}
     wanted = [RevisionState.ACTIVE, RevisionState.PREPARING]
@@ -57,41 +121,104 @@ def overview(user: User, window: Window) -> OverviewPage:
         revisions.setdefault(revision.deployment_id, []).append(revision)
     figures = figures_of(ids, window.interval)
     known = accuracies(ids, window.interval)
-    rows = [_row(d, revisions.get(d.pk, []), figures[d.pk], known.get(d.pk), window.interval.step_s) for d in found]
-    rows.sort(key=lambda row: (WORST[row.status.tone], row.deployment.name))
-    troubled = [row for row in rows if row.status.tone in ("bad", "warn")]
-    rate = sum(row.rate or 0.0 for row in rows)
+    rows = [_row(d, revisions.get(d.pk, []), figures[d.pk], known[d.pk], window.interval.step_s) for d in found]
+    rows.sort(key=lambda row: (row.severity, row.deployment.name))
+    sentence, tone, worst = _sentence(rows, bool(filters.text or filters.team))
+    asked = {"range": window.key, "q": filters.text, "team": filters.team}
+    return OverviewPage(
+        rows=rows,
+        rate=sum(row.rate or 0.0 for row in rows),
+        sentence=sentence,
+        tone=tone,
+        worst=worst,
+        filters=filters,
+        teams=teams if len(teams) > 1 else [],
+        total=sum(count for _, count in teams),
+        query=urlencode({name: value for name, value in asked.items() if value}),
+    )
+
+
+def _matching(filters: Filters, user: User) -> DeploymentQuerySet:
+    found = Deployment.objects.for_user(user).current()
+    if filters.team:
+        found = found.filter(team__name=filters.team)
+    if filters.text:
+        named = Q(name__icontains=filters.text) | Q(model__name__icontains=filters.text)
+        found = found.filter(named | Q(team__name__icontains=filters.text) | Q(id__icontains=filters.text))
+    return found
+
+
+def _sentence(rows: Sequence[OverviewRow], filtered: bool) -> tuple[str, str, Deployment | None]:
+    """What is not well, worst first, and how many are; the tone; the deployment to open."""
+    troubled = [row for row in rows if row.severity < Severity.HEALTHY and row.status.tone != "busy"]
+    which = "that match" if filtered else ""
+    if not rows:
+        return "", "", None
     if not troubled:
-        count = len(rows)
-        sentence = "The one deployment is healthy." if count == 1 else f"All {count} deployments are healthy."
-        return OverviewPage(rows, rate, sentence if count else "", "good", None)
-    names = ", ".join(f"{row.deployment.name}: {row.status.words.lower()}" for row in troubled[:3])
-    others = len(rows) - len(troubled)
-    rest = f" The other {others} {'is' if others == 1 else 'are'} healthy." if others else ""
-    return OverviewPage(rows, rate, f"{names}.{rest}", troubled[0].status.tone, troubled[0].deployment)
+        loading = sum(row.status.tone == "busy" for row in rows)
+        if loading:
+            well = len(rows) - loading
+            rest = f" {_counted(well, 'other')} healthy." if well else ""
+            return f"{_counted(loading, 'deployment')} being loaded.{rest}", "", None
+        words = f"All {len(rows)} deployments {which}".strip() + " are healthy."
+        return "The one deployment is healthy." if len(rows) == 1 else words, "good", None
+    named = "; ".join(f"{row.deployment.name}: {_said(row)}" for row in troubled[:NAMED])
+    more = len(troubled) - NAMED
+    also = f"; and {more} more" if more > 0 else ""
+    well = sum(row.severity is Severity.HEALTHY for row in rows)
+    rest = f" {_counted(well, 'other')} healthy." if well else ""
+    return f"{named}{also}.{rest}", troubled[0].status.tone, troubled[0].deployment
+
+
+def _counted(count: int, noun: str) -> str:
+    if noun == "other":
+        return "The other one is" if count == 1 else f"The other {count} are"
+    return f"One {noun} is" if count == 1 else f"{count} {noun}s are"
+
+
+def _said(row: OverviewRow) -> str:
+    if row.severity is Severity.NO_BETTER:
+        return "not shown to be better than a constant answer"
+    return row.status.words[:1].lower() + row.status.words[1:]
 
 
 def _row(
-    deployment: Deployment,
-    revisions: list[SplitRevision],
-    figures: Figures,
-    accuracy: Metric | None,
-    step_s: int,
+    deployment: Deployment, revisions: list[SplitRevision], figures: Figures, headline: Headline, step_s: int
 ) -> OverviewRow:
     serving = next((r for r in revisions if r.state == RevisionState.ACTIVE), None)
     preparing = any(r.state == RevisionState.PREPARING for r in revisions)
+    status = status_of(deployment, serving, preparing, figures["error_share"])
+    accuracy = _accuracy(headline)
+    severity = Severity.HEALTHY
+    if serving is None:
+        severity = Severity.NOT_SERVING
+    elif is_failing(figures["error_share"]):
+        severity = Severity.FAILING
+    elif accuracy.no_better:
+        severity, status = Severity.NO_BETTER, Status("No better", "warn")
     return OverviewRow(
         deployment=deployment,
-        status=status_of(deployment, serving, preparing, figures["error_share"]),
+        severity=severity,
+        status=status,
         segments=segments(serving.shares) if serving else [],
         shadows=segments(serving.shadow) if serving else [],
         spark=charts.sparkline(_thinned(figures["sparkline"])),
         rate=_recent_rate(figures["sparkline"], step_s),
         p95=figures["p95_ms"],
         error_share=figures["error_share"],
-        accuracy=_accuracy_words(accuracy),
-        last_change=revisions[-1] if revisions else None,
+        accuracy=accuracy,
+        change=_change(revisions[-1]) if revisions else None,
     )
+
+
+def _change(revision: SplitRevision) -> Change:
+    live = segments(revision.shares)
+    shares = " / ".join(f"{segment.points / 100:g}" for segment in live)
+    words = f"version {live[0].number} at 100 %" if len(live) == 1 else f"split {shares}"
+    if revision.returns_to_id is not None:
+        words = "rolled back"
+    kind, _, name = revision.actor.partition(":")
+    return Change(words, name if kind == "user" else f"{kind} {name}".strip(), revision)
 
 
 def _recent_rate(rates: list[float | None], step_s: int) -> float:
@@ -100,13 +227,13 @@ def _recent_rate(rates: list[float | None], step_s: int) -> float:
     return sum(rate or 0.0 for rate in recent) / len(recent) if recent else 0.0
 
 
-def _accuracy_words(accuracy: Metric | None) -> str:
-    """A share with half the width of its interval, `97.6 ± 0.3 %`; or that nobody has said what really happened."""
-    if accuracy is None or accuracy["value"] is None:
-        return "not labelled"
-    low, high = accuracy["low"], accuracy["high"]
-    half = f" ± {(high - low) * 50:.1f}" if low is not None and high is not None else ""
-    return f"{accuracy['value'] * 100:.1f}{half} %"
+def _accuracy(headline: Headline) -> Accuracy:
+    name, metric, n = headline["name"], headline["metric"], headline["n"]
+    if name is None or metric["value"] is None:
+        return Accuracy("not labelled", "", 0, False)
+    return Accuracy(
+        with_half_width(name, metric), metric_words(name, metric).name, n, n >= ENOUGH and headline["no_better"]
+    )
 
 
 def _thinned(rates: list[float | None]) -> list[float | None]:

@@ -18,7 +18,7 @@ from controlplane.dashboard.forms.errors import show
 from controlplane.dashboard.forms.studies import PolicyForm, PurposeForm
 from controlplane.dashboard.pages.figures import latency_figures, read_window, traffic_figures
 from controlplane.dashboard.pages.header import DeploymentHeader, deployment_header
-from controlplane.dashboard.pages.overview import overview
+from controlplane.dashboard.pages.overview import overview, read_filters
 from controlplane.dashboard.pages.split import split_editor
 from controlplane.dashboard.views.frame import live_partial
 from controlplane.deployments.models import Deployment
@@ -41,7 +41,7 @@ def header(deployment: Deployment, tab: str) -> DeploymentHeader:
 @require_safe
 def deployments(request: HttpRequest) -> HttpResponse:
     window = read_window(request.GET, timezone.now())
-    page = overview(user_of(request), window)
+    page = overview(user_of(request), window, read_filters(request.GET))
     if request.headers.get("HX-Request"):
         return live_partial(request, "overview/_rows.html", {"page": page, "window": window})
     may_deploy = bool(teams_with(request, Right.DEPLOY))

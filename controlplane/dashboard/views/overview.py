@@ -9,6 +9,7 @@ from controlplane.accounts.models import Right
 from controlplane.dashboard.access import user_of
 from controlplane.dashboard.pages.figures import read_window
 from controlplane.dashboard.pages.overview import overview as overview_page
+from controlplane.dashboard.pages.overview import read_filters
 from controlplane.dashboard.views.frame import live_partial
 
 
@@ -19,7 +20,7 @@ def overview(request: HttpRequest) -> HttpResponse:
         # A doctor's day begins at the worklist.
         return redirect("pages:studies")
     window = read_window(request.GET, timezone.now())
-    context = {"page": overview_page(user, window), "window": window}
+    context = {"page": overview_page(user, window, read_filters(request.GET)), "window": window}
     if request.headers.get("HX-Request"):
         return live_partial(request, "overview/_rows.html", context)
     return render(request, "overview/page.html", context)

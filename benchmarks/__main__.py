@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measures, prints a table, and writes it where told."""
+"""`python -m benchmarks`: measures, prints a table, and writes it where told. `... pages` measures the pages alone."""
 
 import argparse
 import json
@@ -13,8 +13,8 @@ from typing import Any
 
 import onnxruntime
 
-from benchmarks import load, measures, subjects
-from benchmarks.report import markdown, rewritten
+from benchmarks import load, measures, pages, studies, subjects
+from benchmarks.report import markdown, processor, rewritten
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         running = stack.enter_context(subjects.product())
         # Before a flood of predictions: what a quiet installation shows.
         freshness = measures.freshness(running, times=3 if arguments.quick else 10)
-        pages = measures.pages_meanwhile(running, rounds=rounds, seconds=seconds)
+        meanwhile = measures.pages_meanwhile(running, rounds=rounds, seconds=seconds)
         ingest = measures.ingest(running, seconds=seconds)
         asgi = stack.enter_context(subjects.bare("asgi", "bare ASGI"))
         fastapi = stack.enter_context(subjects.bare("fastapi", "bare FastAPI"))
@@ -36,7 +36,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         "rounds": rounds,
         "window_s": seconds,
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "cores": len(load.cores()),
             "load_average": [round(value, 2) for value in os.getloadavg()],
             "python": platform.python_version(),
@@ -45,17 +45,16 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         "throughput": throughput,
         "ingest": ingest,
         "freshness": freshness,
-        "pages_meanwhile": pages,
+        "pages_meanwhile": meanwhile,
         "memory": memory,
     }
 
 
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
 def main() -> int:
+    if sys.argv[1:2] == ["pages"]:
+        return pages.main(sys.argv[2:])
+    if sys.argv[1:2] == ["studies"]:
+        return studies.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="windows per subject and setting (5)")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a window (10)")

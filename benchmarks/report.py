@@ -1,19 +1,28 @@
 """The figures as Markdown, and the page that keeps them."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-BEGIN = "<!-- measured: python -m benchmarks --write docs/performance.md -->"
+# Where a run's figures begin on the page that keeps them.
+LOAD = "<!-- measured: python -m benchmarks --write docs/performance.md -->"
+PAGES = "<!-- measured: python -m benchmarks pages --write docs/performance.md -->"
 END = "<!-- end of measured -->"
 
 
-def rewritten(page: str, text: str) -> str:
-    """`page` with `text` between its markers. Raises ValueError where they are missing."""
-    before, begin, rest = page.partition(BEGIN)
+def rewritten(page: str, text: str, begin: str = LOAD) -> str:
+    """`page` with `text` between the line `begin` and the next END. Raises ValueError where they are missing."""
+    before, found, rest = page.partition(begin)
     _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"The page has no place for the figures: it needs the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{after}"
+    if not (found and end):
+        raise ValueError(f"The page has no place for the figures: it needs the lines {begin} and {END}")
+    return f"{before}{begin}\n\n{text.strip()}\n\n{END}{after}"
+
+
+def processor() -> str:
+    """The processor's name, as the kernel tells it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def markdown(figures: dict[str, Any]) -> str:
@@ -30,7 +39,7 @@ def _parts(figures: dict[str, Any]) -> Iterable[str]:
         + (" A quick run: it shows that the benchmark works, not how fast anything is." if figures["quick"] else "")
     )
     subjects, ratios = figures["throughput"]["subjects"], figures["throughput"]["ratios"]
-    yield _table(
+    yield table(
         ("front end", "requests/s at c=32", "p99 at c=32", "median at c=1", "p99 at c=1", "Signalbox against it"),
         [
             (
@@ -45,7 +54,7 @@ def _parts(figures: dict[str, Any]) -> Iterable[str]:
         ],
     )
     ingest, fresh, pages = figures["ingest"], figures["freshness"], figures["pages_meanwhile"]
-    yield _table(
+    yield table(
         ("what", "measured"),
         [
             (
@@ -69,7 +78,7 @@ def _parts(figures: dict[str, Any]) -> Iterable[str]:
             ),
         ],
     )
-    yield _table(
+    yield table(
         ("process", "resident", "its share (PSS)"),
         [(one["process"], _mb(one["rss_mb"]), _mb(one["pss_mb"])) for one in figures["memory"]],
     )
@@ -79,6 +88,7 @@ def _mb(value: float | None) -> str:
     return "" if value is None else f"{value:.0f} MB"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

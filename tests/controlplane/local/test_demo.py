@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,9 +23,9 @@ from inference.runtime.pictures import read_any
 
 pytestmark = pytest.mark.unit
 
-CALLS = 600
+CALLS = 300
 # Of two samples of CALLS and 4,000 of one distribution the Kolmogorov-Smirnov distance stays below this.
-CHANCE = 0.09
+CHANCE = 0.12
 
 
 @dataclass
@@ -121,7 +121,7 @@ def test_drifting_traffic_moves_the_named_columns_and_no_other(door: Door, name:
     moved = distances(door, named(name))
     most = sorted(moved, key=lambda column: -moved[column])[: len(SHIFTED[name])]
     assert set(most) == set(SHIFTED[name])
-    assert all(moved[column] > 2 * CHANCE for column in most)
+    assert all(moved[column] > 1.5 * CHANCE for column in most)
     assert all(distance < CHANCE for column, distance in moved.items() if column not in most)
 
 
@@ -164,7 +164,12 @@ def test_a_refusal_and_an_outage_are_counted(door: Door) -> None:
 @pytest.mark.parametrize("name", SHIFTED)
 def test_the_truth_is_told_late_and_once(door: Door, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[dict[str, str]] = []
-    monkeypatch.setattr(traffic, "give_truths", lambda key, labels: told.append(dict(labels)) or len(labels))
+
+    def give(key: str, labels: Mapping[str, str]) -> int:
+        told.append(dict(labels))
+        return len(labels)
+
+    monkeypatch.setattr(traffic, "give_truths", give)
     monkeypatch.setattr(traffic, "close_old_connections", lambda: None)
     client = sender(door, named(name))
     for _ in range(40):

@@ -171,6 +171,8 @@ function bind(root) {
   });
   part("with-script").hidden = false;
   drop.classList.add("scripted");
+  // Chosen before this script was there.
+  if (input.files.length) choose(input.files);
   input.required = false;
   relabel();
 }

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -306,7 +307,7 @@ def in_tables(product: Product, names: Names) -> dict[str, list[str]]:
 def in_redis(product: Product, names: Names) -> dict[str, list[str]]:
     found = {}
     address = (product.home / "run" / "redis-url").read_text().strip()
-    with Redis.from_url(address.replace("redis+socket", "unix")) as redis:
+    with Redis(unix_socket_path=urlsplit(address).path) as redis:
         for key in redis.scan_iter():
             if places := names.found_in(key + (redis.dump(key) or b"")):
                 found[key.decode(errors="replace")] = places

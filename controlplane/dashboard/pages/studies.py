@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.urls import reverse
+from django.utils import timezone
 
 from controlplane.accounts.models import Right, User
 from controlplane.dashboard.forms.studies import CERTAINTIES, TypedVerdict
@@ -18,6 +19,9 @@ from controlplane.studies.suggestion import OnRecord, Score, Suggestion, suggest
 from inference.contracts import Task
 
 SHOWN_AT_ONCE = 6
+# A page asks again after so many seconds: often while the suggestion is due any moment, seldom where none can come.
+POLL_SOON_S, POLL_S, POLL_SELDOM_S = 0.25, 1, 5
+SOON = timedelta(seconds=15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,7 @@ class StudyPage:
     pictures: list[PictureLinks]
     heat_labels: list[str]
     hidden: bool
-    polls: bool
+    poll_s: float | None
     shown: bool
     sentence: str
     advice: str
@@ -136,7 +140,7 @@ def study_page(
         pictures=[_links(study, part.picture, at == picture) for at, part in enumerate(said.pictures, 1)],
         heat_labels=[] if hidden else _heat_labels(said),
         hidden=hidden,
-        polls=not hidden and not said.is_final,
+        poll_s=None if hidden or said.is_final else _poll_s(study, said),
         shown=ready,
         sentence=sentence,
         advice=advice,
@@ -180,6 +184,12 @@ def _status(study: Study, said: Suggestion, hidden: bool) -> Status:
     if said.state == "failed":
         return Status("No suggestion", "bad")
     return Status("In the queue" if said.state == "queued" else "The model is at work", "busy")
+
+
+def _poll_s(study: Study, said: Suggestion) -> float:
+    if not said.worker_alive:
+        return POLL_SELDOM_S
+    return POLL_SOON_S if study.sent_at is not None and timezone.now() - study.sent_at < SOON else POLL_S
 
 
 def _duration(seconds: float) -> str:

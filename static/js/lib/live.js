@@ -1,6 +1,7 @@
 // Live regions: an element with hx-get, hx-trigger="refresh" and data-live="SECONDS" is asked again while the tab is
 // visible. The server answers 304 when nothing changed (ETag), and then nothing is swapped.
 
+const LOOK_EVERY_MS = 250;
 const etags = new WeakMap();
 let freshAt = Date.now();
 
@@ -23,7 +24,7 @@ export function watchFreshness() {
     if (xhr.status < 400) freshAt = Date.now();
   });
   const due = new WeakMap();
-  setInterval(() => {
+  const look = () => {
     if (document.visibilityState === "visible") {
       for (const region of document.querySelectorAll("[data-live]")) {
         const next = due.get(region) ?? Date.now() + Number(region.dataset.live) * 1000;
@@ -42,5 +43,7 @@ export function watchFreshness() {
       dot.querySelector("span").textContent = age > 30 ? `Late · ${age} s` : `Live · ${age} s`;
       dot.title = `The figures are ${age} s old`;
     }
-  }, 500);
+  };
+  look();
+  setInterval(look, LOOK_EVERY_MS);
 }

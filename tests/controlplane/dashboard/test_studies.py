@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from datetime import timedelta
 from io import BytesIO
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.test import Client
+from django.utils import timezone
 from PIL import Image
 from pytest_django import DjangoAssertNumQueries
 
 from controlplane.accounts.models import Role, Team, User
 from controlplane.audit.models import AuditEvent
 from controlplane.deployments.models import Deployment
+from controlplane.jobs.beating import beat
 from controlplane.jobs.models import Job, Worker
 from controlplane.jobs.running import run_batch
 from controlplane.studies import sealing
@@ -273,7 +276,14 @@ def test_a_study_says_that_no_worker_runs_and_that_the_picture_is_safe(doctors: 
     page = doctors.get(f"/studies/{sent.pk}/").content.decode()
     assert "No worker is running" in page
     assert "Your pictures are safe" in page
-    assert 'data-live="1"' in page
+    assert 'data-live="5"' in page
+
+
+def test_a_page_asks_often_while_the_suggestion_is_due_and_less_often_later(doctors: Client, sent: Study) -> None:
+    beat("a worker")
+    assert b'data-live="0.25"' in doctors.get(f"/studies/{sent.pk}/").content
+    Study.objects.update(sent_at=timezone.now() - timedelta(minutes=1))
+    assert b'data-live="1"' in doctors.get(f"/studies/{sent.pk}/state/").content
 
 
 def test_the_suggestion_comes_by_the_live_part(doctors: Client, sent: Study) -> None:

@@ -213,9 +213,9 @@ class Runner:
             if self._home.doctor_password_file.exists():
                 self._supervisor.say("", f"The demo's doctor signs in as doctor: {self._home.doctor_password_file}")
             mark.write_text(f"{self._version}\n")
-        command = (sys.executable, str(ROOT / "manage.py"), "demo_traffic", "--rate", DEMO_RATE)
+        traffic = (sys.executable, str(ROOT / "manage.py"), "demo_traffic", "--rate", DEMO_RATE)
         self._supervisor.start(
-            Service("demo_traffic", command, TIER_CALLERS, self._environment, niceness=10, reloads=True)
+            Service("demo_traffic", traffic, TIER_CALLERS, self._environment, niceness=10, reloads=True)
         )
 
     def _watch_over(self) -> None:

@@ -16,7 +16,8 @@ function bind(root) {
   const template = document.querySelector("#staged-item");
   const blackout = new Blackout(document.querySelector("[data-blackout]"));
   const most = Number(root.dataset.most);
-  let token = root.querySelector("[name=csrfmiddlewaretoken]").value;
+  const tokenField = root.querySelector("[name=csrfmiddlewaretoken]");
+  let token = tokenField.value;
   let draft = root.dataset.draft ? { add: root.dataset.add, send: root.dataset.send, address: root.dataset.draft } : null;
   let items = [];
   let busy = false;
@@ -160,7 +161,8 @@ function bind(root) {
     refuse("");
     part("send").textContent = "Sending…";
     try {
-      if (part("refusal").dataset.stale) token = (await freshToken(draft?.address || location.href)) || token;
+      // The field goes with the form, and the server reads it before the header.
+      if (part("refusal").dataset.stale) tokenField.value = token = (await freshToken(draft?.address || location.href)) || token;
       await send();
     } catch (error) {
       busy = false;

@@ -16,7 +16,7 @@ from controlplane.api.access import require_anywhere, team_scope, visible_deploy
 from controlplane.api.schema import described
 from controlplane.deployments.models import Deployment
 from controlplane.monitoring.accuracy import accuracy
-from controlplane.monitoring.drift import drift
+from controlplane.monitoring.drift import drift, read_baseline
 from controlplane.monitoring.intervals import Interval, read_interval
 from controlplane.monitoring.traffic import traffic
 from controlplane.predictions import queries
@@ -25,6 +25,9 @@ BETWEEN = [
     OpenApiParameter("since", OpenApiTypes.STR, description="An ISO time, or 24h, 7d, 30m before now. Default 24h."),
     OpenApiParameter("until", OpenApiTypes.STR, description="As since. Default now."),
 ]
+BASELINE = OpenApiParameter(
+    "baseline", OpenApiTypes.STR, description="reference (where there is one, the default) or earlier."
+)
 
 
 class FiguresView(GenericAPIView[Any]):
@@ -59,11 +62,11 @@ class DeploymentAccuracy(FiguresView):
 
 
 class DeploymentDrift(FiguresView):
-    @described(parameters=BETWEEN, responses=OpenApiTypes.OBJECT)
+    @described(parameters=[*BETWEEN, BASELINE], responses=OpenApiTypes.OBJECT)
     def get(self, request: Request, name: str) -> Response:
-        """How far inputs and predictions moved from the reference set, or from the stretch before."""
+        """How far inputs and predictions moved from the reference set, or from earlier serving; moved most first."""
         found = self.deployment(request, name)
-        return Response(drift(found, self.interval(request)))
+        return Response(drift(found, self.interval(request), read_baseline(request.query_params.get("baseline"))))
 
 
 class KeyUseView(FiguresView):

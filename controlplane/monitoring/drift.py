@@ -5,7 +5,6 @@ drift; else the stretch just before. Predictions are always compared with earlie
 set holds none, and a split that moves is no drift. drift_tests.py holds the tests and the rule by which they decide.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,8 +12,11 @@ from typing import TypedDict
 
 from controlplane.catalog.models import ReferenceDigests
 from controlplane.deployments.models import Deployment
+from controlplane.errors import field_error
 from controlplane.monitoring.distributions import Distribution, Pair
-from controlplane.monitoring.drift_tests import ENOUGH, TESTS, Result, decides, p_limit
+from controlplane.monitoring.drift_columns import Moved, Number, by_effect, compare
+from controlplane.monitoring.drift_series import moved_since
+from controlplane.monitoring.drift_tests import ENOUGH, p_limit
 from controlplane.monitoring.intervals import Interval
 from controlplane.monitoring.traffic import SHOWN
 from controlplane.predictions import sketch_rollups
@@ -25,35 +27,6 @@ from inference.runtime.digest import Digest
 
 REFERENCE, EARLIER = "reference", "earlier"
 DAY = timedelta(days=1)
-Number = float | None
-
-
-class Moved(TypedDict):
-    """One column. Figures are None where they do not apply, or where one side has fewer than `needed` rows.
-
-    `by` names the tests that call it drifting. `kind`: feature, picture, or score.
-    """
-
-    name: str
-    kind: str
-    drifting: bool
-    by: list[str]
-    enough: bool
-    needed: int
-    psi: Number
-    js: Number
-    wasserstein: Number
-    ks: Number
-    ks_p: Number
-    chi2: Number
-    chi2_p: Number
-    cramers_v: Number
-    n: int
-    n_baseline: int
-    missing_share: Number
-    missing_share_baseline: Number
-    mean: Number
-    mean_baseline: Number
 
 
 class Prediction(TypedDict):
@@ -74,7 +47,8 @@ class Prediction(TypedDict):
 
 class Drift(TypedDict):
     """`baseline`: reference (the set of version `reference_version`), earlier (from `baseline_since` to
-    `baseline_until`, `same_hours` of the day before or the stretch before), or None. Moved most comes first."""
+    `baseline_until`, `same_hours` of the day before or the stretch before), or None. Moved most comes first.
+    `moved_since`: the first step since which one of the most moved columns has been drifting."""
 
     deployment: str
     since: str
@@ -88,6 +62,7 @@ class Drift(TypedDict):
     n: int
     needed: int
     p_limit: float
+    moved_since: str | None
     features: list[Moved]
     prediction: Prediction
 
@@ -108,20 +83,26 @@ class Earlier:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A drift's figures with what they were made from, for charts: pairs by name, and now's stretches."""
+    """A drift's figures with what they were made from, for charts: pairs by name, and now's stretches of both."""
 
     drift: Drift
     pairs: dict[str, Pair]
     score_pairs: dict[str, Pair]
     stretches: list[Stretch]
     score_stretches: list[Stretch]
-    base: dict[str, Distribution]
+
+
+def read_baseline(text: str | None) -> str | None:
+    """The baseline that a request names. Raises DomainError validation_error."""
+    if text in (None, "", REFERENCE, EARLIER):
+        return text or None
+    raise field_error("validation_error", "baseline", "A baseline is reference or earlier.")
 
 
 def drift(deployment: Deployment, interval: Interval, baseline: str | None = None) -> Drift:
     """Live traffic of an interval against a baseline: `reference` (also None, where there is one) or `earlier`.
 
-    Five queries at most; what they read follows the interval's length and the columns, not the traffic.
+    Four queries at most; what they read follows the interval's length and the columns, not the traffic.
     """
     return compared(deployment, interval, baseline).drift
 
@@ -144,6 +125,7 @@ def compared(deployment: Deployment, interval: Interval, baseline: str | None = 
     pairs = _pairs(base, now)
     kinds = {name: stretch.kind for stretch in now for name in stretch.columns}
     told = _tell(pairs, {name: "picture" if kinds[name] == PICTURES else "feature" for name in pairs})
+    drifting = [one["name"] for one in told if one["drifting"]]
     prediction, score_pairs, main = _prediction([one for one in served if one.kind == SCORES], past)
     return Compared(
         drift={
@@ -159,6 +141,7 @@ def compared(deployment: Deployment, interval: Interval, baseline: str | None = 
             "n": max((one["n"] for one in told), default=0),
             "needed": ENOUGH,
             "p_limit": p_limit(len(pairs)),
+            "moved_since": moved_since(drifting, base, now, interval, len(pairs)),
             "features": told,
             "prediction": prediction,
         },
@@ -166,7 +149,6 @@ def compared(deployment: Deployment, interval: Interval, baseline: str | None = 
         score_pairs=score_pairs,
         stretches=now,
         score_stretches=main,
-        base=base,
     )
 
 
@@ -177,56 +159,6 @@ def by_name(stretches: Iterable[Stretch]) -> dict[str, list[Digest]]:
         for name, one in stretch.columns.items():
             found.setdefault(name, []).append(one)
     return found
-
-
-def compare(name: str, kind: str, pair: Pair, columns: int) -> Moved:
-    """One column of now against its baseline, decided as one of that many that are looked at together."""
-    base, now = pair.base, pair.now
-    results: dict[str, Result] = {}
-    enough = min(base.n, now.n) >= ENOUGH and pair.comparable
-    if enough:
-        results = {test.key: result for test in TESTS if (result := test.run(pair)) is not None}
-    elif min(base.rows, now.rows) >= ENOUGH:
-        # Everything may be missing now: that is told without a number to compare.
-        results = {test.key: result for test in TESTS if test.key == "missing" and (result := test.run(pair))}
-    by = [test.key for test in TESTS if test.key in results and decides(test, results[test.key], columns)]
-
-    def value(key: str, part: str = "value") -> Number:
-        found = getattr(results[key], part) if key in results else None
-        return None if found is None else float(f"{found:.6g}")
-
-    return {
-        "name": name,
-        "kind": kind,
-        "drifting": bool(by),
-        "by": by,
-        "enough": enough,
-        "needed": max(0, ENOUGH - now.n, ENOUGH - base.n),
-        "psi": value("psi"),
-        "js": value("js"),
-        "wasserstein": value("wasserstein"),
-        "ks": value("ks"),
-        "ks_p": value("ks", "p"),
-        "chi2": value("chi2"),
-        "chi2_p": value("chi2", "p"),
-        "cramers_v": value("chi2", "size"),
-        "n": now.n,
-        "n_baseline": base.n,
-        "missing_share": now.missing_share,
-        "missing_share_baseline": base.missing_share,
-        "mean": now.mean,
-        "mean_baseline": base.mean,
-    }
-
-
-def by_effect(moved: Iterable[Moved]) -> list[Moved]:
-    """The most moved first: what drifts, then by PSI. A column that lost its values has no PSI, and moved most."""
-
-    def place(one: Moved) -> tuple[bool, float, str]:
-        index = one["psi"]
-        return not one["drifting"], -(index if index is not None else math.inf if one["drifting"] else 0.0), one["name"]
-
-    return sorted(moved, key=place)
 
 
 def _tell(pairs: Mapping[str, Pair], kinds: Mapping[str, str]) -> list[Moved]:
@@ -308,10 +240,3 @@ def _prediction(scores: Sequence[Stretch], past: _Past) -> tuple[Prediction, dic
         "scores": told,
     }
     return prediction, pairs, mine
-
-
-def quantile_rows(pair: Pair, ranks: Sequence[float]) -> list[tuple[float, float, float]]:
-    """(rank, baseline's quantile, now's); empty for texts."""
-    if not pair.is_numeric or not pair.now.is_numeric:
-        return []
-    return list(zip(ranks, pair.base.quantiles(ranks).tolist(), pair.now.quantiles(ranks).tolist(), strict=True))

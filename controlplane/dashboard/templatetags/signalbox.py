@@ -90,6 +90,14 @@ def rate(value: float | None) -> str:
 
 
 @register.filter
+def figure(value: float | None) -> str:
+    """A number of any size with three digits that matter: `0.0412`, `12.3`, `41,200`; None -> an en dash."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+@register.filter
 def filesize(value: int | None) -> str:
     """Bytes in decimal units: `1.5 MB`."""
     if value is None:

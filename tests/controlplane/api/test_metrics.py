@@ -2,15 +2,13 @@
 
 import random
 import time
-import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from controlplane.accounts.models import Team
-from controlplane.catalog.models import Artifact, ModelVersion
+from controlplane.catalog.models import ModelVersion, ReferenceDigests
 from controlplane.deployments.models import Deployment
 from controlplane.monitoring.estimates import wilson
 from controlplane.monitoring.intervals import read_interval
@@ -18,6 +16,7 @@ from controlplane.monitoring.traffic import overview
 from controlplane.predictions.ingest import record_predictions
 from controlplane.predictions.models import Prediction
 from inference.contracts import Role, Source
+from inference.runtime.digest import digest_of, pack
 from tests.controlplane.cast import Caller, bearer, new_key
 from tests.controlplane.deployments.rows import make_deployment, make_model, make_version
 from tests.controlplane.predictions.records import refused, served
@@ -115,14 +114,10 @@ def numbers(mean: float, n: int = 400) -> list[float]:
 
 
 def test_drift_against_the_reference_set_names_what_moved_most(
-    as_colleague: Caller, deployment: Deployment, version: ModelVersion, store: Path
+    as_colleague: Caller, deployment: Deployment, version: ModelVersion
 ) -> None:
-    sha = uuid.uuid4().hex * 2
-    lines = [f"{amount},{age},0" for amount, age in zip(numbers(10.0), numbers(40.0), strict=True)]
-    (store / sha[:2]).mkdir(parents=True)
-    (store / sha[:2] / sha).write_text("amount,age,target\n" + "\n".join(lines) + "\n")
-    version.reference_artifact = Artifact.objects.create(sha256=sha, size_bytes=1)
-    version.save(update_fields=["reference_artifact"])
+    digests = {"amount": digest_of(numbers(10.0)), "age": digest_of(numbers(40.0))}
+    ReferenceDigests.objects.create(version=version, packed=pack(digests))
     moved = [
         served(deployment, version, features={"amount": [amount], "age": [age]})
         for amount, age in zip(numbers(13.0), reversed(numbers(40.0)), strict=True)

@@ -128,6 +128,16 @@ def lines(times: Sequence[str], series: Sequence[Line], *, unit: str, frame: Fra
     return {"data": traces, "layout": layout(unit, frame)}
 
 
+def stacked(times: Sequence[str], series: Sequence[Line], *, unit: str, frame: Frame) -> Figure:
+    """Bars on top of one another, one colour per series; None leaves a gap."""
+    figure = lines(times, series, unit=unit, frame=frame)
+    for trace, line in zip(figure["data"], series, strict=False):
+        del trace["mode"], trace["line"], trace["connectgaps"]
+        trace |= {"type": "bar", "marker": {"color": line.colour}}
+    figure["layout"] |= {"barmode": "stack", "bargap": 0.15}
+    return figure
+
+
 def bands(times: Sequence[str], series: Sequence[Band], *, unit: str, frame: Frame) -> Figure:
     """One line with points per series and their intervals as whiskers; None leaves a gap."""
     figure = lines(times, [Line(band.name, band.values, band.colour) for band in series], unit=unit, frame=frame)

@@ -29,6 +29,7 @@ urlpatterns = [
     path("deployments/<slug:name>/", deployments.traffic, name="traffic"),
     path("deployments/<slug:name>/head/", deployments.head_live, name="head_live"),
     path("deployments/<slug:name>/traffic/", deployments.traffic_live, name="traffic_live"),
+    path("deployments/<slug:name>/errors/", deployments.errors_live, name="errors_live"),
     path("deployments/<slug:name>/history/", deployments.history_live, name="history_live"),
     path("deployments/<slug:name>/split/", split.apply, name="split_apply"),
     path("deployments/<slug:name>/return/", split.return_to, name="split_return"),

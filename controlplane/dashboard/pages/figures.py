@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from urllib.parse import urlencode
 
 from controlplane.dashboard import charts
 from controlplane.deployments.models import Deployment, SplitRevision
+from controlplane.monitoring.failures import Column, Failure, FailureKind
 from controlplane.monitoring.intervals import Interval
 from controlplane.monitoring.traffic import Traffic, VersionSeries, traffic
 from inference.contracts import Role
@@ -18,6 +20,15 @@ WINDOWS: dict[str, tuple[str, timedelta]] = {
     "30d": ("Last 30 days", timedelta(days=30)),
 }
 DEFAULT_WINDOW = "6h"
+# Who can mend it: the kind's colour in charts, its tone as a chip, and what it means.
+KINDS: dict[str, tuple[str, str, str]] = {
+    FailureKind.CLIENT: ("--ink-3", "", "what was sent is wrong: its sender can mend it"),
+    FailureKind.MODEL: ("--accent", "busy", "the model could not compute with what was sent"),
+    FailureKind.SERVER: ("--bad", "bad", "something failed inside"),
+    FailureKind.OVERLOAD: ("--warn", "warn", "more was asked than there is room for"),
+}
+# Columns named beside a code.
+PLACES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +93,42 @@ class TrafficFigures:
     errors: charts.Figure
     rows: list[VersionRow]
     shadow_rows: list[VersionRow]
-    codes: list[tuple[str, int]]
+    failures: list["FailureRow"]
+    kinds: list[tuple[str, str, int, float | None]]
     calls: int
+    failed: int
     empty: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FailureRow:
+    """One error code. `rows_query` finds its rows in the log: only shadows' failed calls have any."""
+
+    failure: Failure
+    tone: str
+    is_shadow: bool
+    first_at: datetime
+    last_at: datetime
+    columns: list[Column]
+    versions: str
+    rows_query: str
+
+    @classmethod
+    def of(cls, failure: Failure, window: Window, *, is_shadow: bool) -> "FailureRow":
+        named = [
+            ("before routing" if one["version"] is None else f"v{one['version']}") + f" {one['calls']:,}"
+            for one in failure["versions"]
+        ]
+        return cls(
+            failure=failure,
+            tone=KINDS[failure["kind"]][1],
+            is_shadow=is_shadow,
+            first_at=datetime.fromisoformat(failure["first_at"]),
+            last_at=datetime.fromisoformat(failure["last_at"]),
+            columns=failure["columns"][:PLACES],
+            versions=" · ".join(named),
+            rows_query=urlencode({"range": window.key, "code": failure["code"]}) if is_shadow else "",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +160,10 @@ def _of_role(found: Traffic, role: Role) -> list[VersionSeries]:
     return [version for version in found["versions"] if version["role"] == role]
 
 
-def _percent(shares: list[float | None]) -> list[float | None]:
-    return [None if share is None else share * 100 for share in shares]
+def _percent_of(parts: list[float | None], wholes: list[float | None]) -> list[float | None]:
+    return [
+        part / whole * 100 if part is not None and whole else None for part, whole in zip(parts, wholes, strict=True)
+    ]
 
 
 def traffic_figures(deployment: Deployment, window: Window) -> TrafficFigures:
@@ -135,16 +181,22 @@ def traffic_figures(deployment: Deployment, window: Window) -> TrafficFigures:
             unit="/s",
             frame=frame,
         ),
-        errors=charts.lines(
+        errors=charts.stacked(
             found["at"],
-            [charts.Line("errors", _percent(found["series"]["error_share"]), "--bad")],
+            [
+                charts.Line(kind["kind"], _percent_of(kind["series"], found["series"]["calls"]), KINDS[kind["kind"]][0])
+                for kind in found["error_kinds"]
+            ],
             unit="%",
-            frame=charts.Frame(window.since, window.until),
+            frame=charts.Frame(window.since, window.until, frame.marks),
         ),
         rows=[VersionRow.of(version) for version in live],
         shadow_rows=[VersionRow.of(version) for version in _of_role(found, Role.SHADOW)],
-        codes=[(error["code"], error["calls"]) for error in found["errors"][:8]],
+        failures=[FailureRow.of(failure, window, is_shadow=False) for failure in found["errors"]]
+        + [FailureRow.of(failure, window, is_shadow=True) for failure in found["shadow_errors"]],
+        kinds=[(kind["kind"], KINDS[kind["kind"]][2], kind["calls"], kind["share"]) for kind in found["error_kinds"]],
         calls=found["calls"],
+        failed=found["failed"],
         empty=found["calls"] == 0,
     )
 

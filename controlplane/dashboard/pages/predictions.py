@@ -24,11 +24,17 @@ class Search:
     text: str
     version: int | None
     outcome: str
+    code: str
     before: uuid.UUID | None
+
+    @property
+    def narrows(self) -> bool:
+        return bool(self.text or self.version is not None or self.outcome or self.code)
 
     def query(self, **changed: str) -> str:
         """The query string of this search with `changed` put in."""
-        asked = {"q": self.text, "version": str(self.version or ""), "outcome": self.outcome} | changed
+        asked = {"q": self.text, "version": str(self.version or ""), "outcome": self.outcome, "code": self.code}
+        asked |= changed
         return urlencode({name: value for name, value in asked.items() if value})
 
 
@@ -68,6 +74,7 @@ def read_search(query: Mapping[str, str]) -> Search:
         text=query.get("q", "").replace("\x00", "").strip()[:128],
         version=int(version) if version.isascii() and version.isdigit() and len(version) < 9 else None,
         outcome=outcome if outcome in {each.value for each in Outcome} else "",
+        code=query.get("code", "").replace("\x00", "").strip()[:40],
         before=_uuid(query.get("before", "")),
     )
 
@@ -89,6 +96,9 @@ def prediction_list(
         found = found.filter(version=search.version)
     if search.outcome:
         found = found.filter(outcome=search.outcome)
+    if search.code:
+        # No call that was answered has one; said, so that the index of failed calls is read.
+        found = found.filter(code=search.code).exclude(outcome=Outcome.OK.value)
     if search.before is not None:
         found = found.filter(id__lt=search.before)
     hidden = ("inputs", "outputs", "context", "pictures", "warnings", *(() if may_see_payload else ("scores",)))

@@ -108,13 +108,21 @@ def traffic_page(
 
 @require_safe
 def traffic_live(request: HttpRequest, name: str) -> HttpResponse:
-    """The live part of the traffic tab: charts, comparison, history."""
+    """A live part of the traffic tab: the rates' chart and the comparison."""
+    return _figures_live(request, name, "deployments/_traffic.html")
+
+
+@require_safe
+def errors_live(request: HttpRequest, name: str) -> HttpResponse:
+    """A live part of the traffic tab: failed calls by kind and by code."""
+    return _figures_live(request, name, "deployments/_errors.html")
+
+
+def _figures_live(request: HttpRequest, name: str, template: str) -> HttpResponse:
     deployment = find_deployment(request, name)
     window = read_window(request.GET, timezone.now())
     figures = traffic_figures(deployment, window)
-    return live_partial(
-        request, "deployments/_traffic.html", {"deployment": deployment, "window": window, "figures": figures}
-    )
+    return live_partial(request, template, {"deployment": deployment, "window": window, "figures": figures})
 
 
 @require_safe

@@ -121,11 +121,15 @@ def _scores(version: VersionRoute) -> Predict:
 
 
 def _give_way(until: float) -> None:
-    """Jobs first: those that wait are run here, and those that run elsewhere get a moment of the machine."""
-    if QUEUE in app.amqp.queues.consume_from:
-        while Job.objects.filter(status=JobStatus.QUEUED).exists() and run_batch("(before a heat map)"):
+    """Jobs first: those that wait or come meanwhile are run here, those that run elsewhere get a moment of peace."""
+    takes_jobs = QUEUE in app.amqp.queues.consume_from
+    moment = time.monotonic() + GIVE_WAY_S
+    while True:
+        if takes_jobs and Job.objects.filter(status=JobStatus.QUEUED).exists() and run_batch("(before a heat map)"):
             if time.monotonic() > until:
                 raise _TooBusy
-    moment = time.monotonic() + GIVE_WAY_S
-    while time.monotonic() < moment and Job.objects.filter(status=JobStatus.RUNNING).exists():
-        time.sleep(LOOK_EVERY_S)
+            moment = time.monotonic() + GIVE_WAY_S
+        elif time.monotonic() > moment or not Job.objects.filter(status=JobStatus.RUNNING).exists():
+            return
+        else:
+            time.sleep(LOOK_EVERY_S)

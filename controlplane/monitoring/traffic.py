@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypedDict
 
 import msgspec
-from django.db.models import TextField
+from django.db.models import BigIntegerField, Func, TextField
 from django.db.models.functions import Cast
 from django.utils import timezone
 
@@ -264,39 +264,51 @@ class OverviewRow(TypedDict):
     error_share: Number
 
 
+@dataclass(slots=True)
+class _Summed:
+    """What the overview shows of one deployment, added up."""
+
+    calls: list[int]
+    failed: int = 0
+    latency: Histogram = field(default_factory=dict)
+
+
 def overview(deployment_ids: Sequence[uuid.UUID], interval: Interval) -> dict[uuid.UUID, OverviewRow]:
     """The overview's figures of many deployments; every id is in the answer. One query, however many there are."""
     rows = _live_rows(deployment_ids, datetime.fromtimestamp(interval.first, UTC), interval.until)
     interval = interval.coarsened(max((width_s for _, _, width_s, *_ in rows), default=0))
     starts = interval.starts()
+    first, step_s, last = interval.first, interval.step_s, len(starts) - 1
     lengths = _lengths(starts, interval)
-    calls = {identity: [0] * len(starts) for identity in deployment_ids}
-    failed = dict.fromkeys(deployment_ids, 0)
-    latency: dict[uuid.UUID, Histogram] = {identity: {} for identity in deployment_ids}
-    for identity, bucket, _, count, wrong, bins in rows:
-        calls[identity][min(len(starts) - 1, max(0, interval.step_of(bucket)))] += count
-        failed[identity] += wrong
-        if bins:
-            merge(latency[identity], _bins.decode(bins))
+    sums = {identity: _Summed([0] * len(starts)) for identity in deployment_ids}
+    for identity, bucket, _, calls, failed, bins in rows:
+        summed = sums[identity]
+        summed.calls[min(last, max(0, (bucket - first) // step_s))] += calls
+        summed.failed += failed
+        if bins is not None:
+            merge(summed.latency, _bins.decode(bins))
     return {
         identity: {
-            "calls": sum(steps),
-            "rate": _rounded(sum(steps) / interval.seconds),
+            "calls": sum(summed.calls),
+            "rate": _rounded(sum(summed.calls) / interval.seconds),
             "sparkline": [
                 _rounded(count / max(length, 1.0)) if count else None
-                for count, length in zip(steps, lengths, strict=True)
+                for count, length in zip(summed.calls, lengths, strict=True)
             ],
-            "p95_ms": _rounded(quantile(latency[identity], 0.95)),
-            "error_share": _ratio(failed[identity], sum(steps)),
+            "p95_ms": _rounded(quantile(summed.latency, 0.95)),
+            "error_share": _ratio(summed.failed, sum(summed.calls)),
         }
-        for identity, steps in calls.items()
+        for identity, summed in sums.items()
     }
 
 
 def _live_rows(
     deployment_ids: Iterable[uuid.UUID], since: datetime, until: datetime
-) -> list[tuple[uuid.UUID, datetime, int, int, int, str | None]]:
-    """(deployment, bucket, width in seconds, calls, failed, histogram of the time they took as JSON). One query."""
+) -> list[tuple[uuid.UUID, int, int, int, int, str | None]]:
+    """(deployment, start and width of the bucket in seconds, calls, failed, histogram of the time they took as JSON).
+
+    One query. Times come as numbers: reading ten thousand timestamps costs more than all else.
+    """
     found = Rollup.objects.filter(
         deployment_id__in=list(deployment_ids),
         bucket__gte=since,
@@ -304,5 +316,6 @@ def _live_rows(
         role=Role.LIVE.value,
         source__in=SHOWN,
     )
+    start = Func("bucket", template="extract(epoch FROM %(expressions)s)::bigint", output_field=BigIntegerField())
     total = Cast("latency__total", TextField())
-    return list(found.values_list("deployment_id", "bucket", "width_s", "calls", "failed", total).order_by())
+    return list(found.order_by().values_list("deployment_id", start, "width_s", "calls", "failed", total))

@@ -44,9 +44,10 @@ def histogram(durations_ms: Sequence[float]) -> Histogram:
 
 def merge(into: Histogram, other: Mapping[int, int] | Mapping[str, int]) -> Histogram:
     """Adds `other` (with bins as numbers, or as text out of JSON) to `into`, and returns `into`."""
+    known = into.get
     for key, count in other.items():
         index = int(key)
-        into[index] = into.get(index, 0) + count
+        into[index] = known(index, 0) + count
     return into
 
 

@@ -169,7 +169,8 @@ def _regression(tally: Tally, truth: float, table: dict[str, Sequence[Any]], sig
 def merge(into: Tally, other: Mapping[str, Any]) -> Tally:
     """Adds `other` to `into`, and returns `into`; counts that come to nothing are left out."""
     for key, value in other.items():
-        if isinstance(value, Mapping):
+        # Of JSON, so its objects are dicts; asking for a Mapping takes half of the time.
+        if isinstance(value, dict):
             merge(into.setdefault(key, {}), value)
             if not into[key]:
                 del into[key]

@@ -52,6 +52,7 @@ CSRF_TRUSTED_ORIGINS = [SIGNALBOX_PUBLIC_URL] if SIGNALBOX_PUBLIC_URL else []
 INSTALLED_APPS = [
     "controlplane.dashboard",
     "controlplane.api",
+    "controlplane.monitoring",
     "controlplane.studies",
     "controlplane.jobs",
     "controlplane.predictions",

@@ -12,6 +12,8 @@ from inference.runtime.digest import CATEGORIES, Digest
 Floats = npt.NDArray[np.float64]
 
 TENTHS = np.arange(1, 10) / 10
+# What a column is compared by: half a step is 0.05 % of the values.
+POINTS = 1024
 # The chi-squared test wants five in each bin (Cochran 1954).
 LEAST_EXPECTED = 5.0
 
@@ -41,18 +43,15 @@ class Distribution:
                     categories[name] = categories.get(name, 0) + count
                 else:
                     other += count
-        numeric = [part.weighted() for part in parts if part.numbers]
-        values = np.concatenate([one for one, _ in numeric]) if numeric else np.empty(0, np.float32)
-        weights = np.concatenate([weight for _, weight in numeric]) if numeric else np.empty(0)
-        order = np.argsort(values)
+        values, ends = _ordered([part for part in parts if part.numbers])
         return cls(
             n=sum(part.n for part in parts),
             missing=sum(part.missing for part in parts),
             numbers=sum(part.numbers for part in parts),
             total=sum(part.total for part in parts),
             squares=sum(part.squares for part in parts),
-            values=values[order].astype(np.float64),
-            ends=np.cumsum(weights[order]),
+            values=values,
+            ends=ends,
             categories=categories,
             other=other,
         )
@@ -131,6 +130,21 @@ class Pair:
         """(points, share of then up to each, share of now): both distribution functions at every point of either."""
         points = np.unique(np.concatenate((self.base.values, self.now.values)))
         return points, self.base.share_up_to(points), self.now.share_up_to(points)
+
+
+def _ordered(parts: Sequence[Digest]) -> tuple[Floats, Floats]:
+    """The points of all parts in order, and the counts up to each; of many points those at even steps."""
+    held = [part.values() for part in parts]
+    if not held:
+        return np.empty(0), np.empty(0)
+    values = np.concatenate(held)
+    weights = np.repeat([part.numbers / len(one) for part, one in zip(parts, held, strict=True)], [*map(len, held)])
+    order = np.argsort(values)
+    values, ends = values[order], np.cumsum(weights[order])
+    if len(values) > POINTS:
+        places = np.searchsorted(ends, (np.arange(POINTS) + 0.5) / POINTS * ends[-1])
+        values, ends = values[places], np.arange(1, POINTS + 1) / POINTS * ends[-1]
+    return values.astype(np.float64), ends
 
 
 def _numeric_counts(pair: Pair) -> tuple[Floats, Floats]:

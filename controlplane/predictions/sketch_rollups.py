@@ -26,7 +26,7 @@ from inference.runtime.digest import Digest
 from inference.runtime.pixels import told_of
 
 # (width of a bucket, the age at which it is merged into the next wider one)
-LEVELS = ((600, timedelta(hours=2)), (3600, timedelta(days=35)))
+LEVELS = ((600, timedelta(minutes=75)), (3600, timedelta(days=35)))
 WIDEST_S = 86_400
 # A bucket is over when nothing is likely to come for it any more; what comes later makes it be closed again.
 CLOSED_AFTER = timedelta(seconds=60)

@@ -16,11 +16,11 @@ from tests.inference.runtime.picture_files import chest, encoded
 from tests.services import Product
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, CDPSession, Locator, Page
+    from playwright.sync_api import Browser, CDPSession, Locator, Page, ViewportSize
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
-SIZES = {"desktop": {"width": 1360, "height": 900}, "phone": {"width": 390, "height": 844}}
+SIZES: "dict[str, ViewportSize]" = {"desktop": {"width": 1360, "height": 900}, "phone": {"width": 390, "height": 844}}
 THEMES = {"desktop": "light", "phone": "dark"}
 DOCTOR = "doctor-of-the-day"
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)

@@ -3,7 +3,7 @@
 // Without this script the form posts everything at once.
 import { Blackout } from "./blackout.js";
 import { read, thumbnail } from "./reading.js";
-import { freshToken, post } from "./sending.js";
+import { BROKEN, freshToken, post } from "./sending.js";
 
 const size = (bytes) => bytes >= 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : `${Math.ceil(bytes / 1e3)} kB`;
 const form = document.querySelector("form[data-new]");
@@ -91,7 +91,10 @@ function bind(root) {
   // Throws what the person reads; `signedOut` on it where signing in again mends it.
   async function ask(address, body, progress) {
     const { status, answer, signedOut } = await post(address, body, token, progress);
-    if (signedOut) throw Object.assign(new Error("Your session has ended. What you chose is still here: sign in again in the new tab, then press Send once more."), { signedOut });
+    if (signedOut) {
+      const said = "Your session has ended. What you chose is still here: sign in again in the new tab, then press Send once more.";
+      throw Object.assign(new Error(said), { signedOut });
+    }
     if (status >= 400) {
       const places = (answer.errors || []).map((each) => each.msg).filter((text) => text !== answer.detail);
       throw Object.assign(new Error([answer.detail || `It was refused (${status}).`, ...places].join(" ")), { refused: status < 500 });
@@ -167,7 +170,8 @@ function bind(root) {
     } catch (error) {
       busy = false;
       part("refusal").dataset.stale = "yes";
-      refuse(error.message === "The connection broke." ? "The connection broke. What was sent is kept in the draft; press Send to go on." : error.message, Boolean(error.signedOut));
+      const kept = error.message === BROKEN ? " What was sent is kept in the draft; press Send to go on." : "";
+      refuse(error.message + kept, Boolean(error.signedOut));
       relabel();
     }
   });

@@ -2,7 +2,8 @@
 // server, which answers with its pixels and keeps nothing.
 import { decode, draw } from "./pixels.js";
 
-export const HEIC = "This is a HEIC picture, which no browser or model here reads. Set the camera to “Most Compatible”, or export it as JPEG, and choose it again.";
+export const HEIC = "This is a HEIC picture, which no browser or model here reads. "
+  + "Set the camera to “Most Compatible”, or export it as JPEG, and choose it again.";
 
 const starts = (bytes, ...signature) => signature.every((byte, index) => bytes[index] === byte);
 

@@ -1,3 +1,5 @@
+export const BROKEN = "The connection broke.";
+
 // Sends one file with its progress. Resolves with {status, answer, signedOut}; rejects when the connection broke.
 export function post(address, body, token, progress = () => {}) {
   return new Promise((resolve, reject) => {
@@ -11,7 +13,7 @@ export function post(address, body, token, progress = () => {}) {
       try { answer = JSON.parse(request.responseText); } catch { /* not ours: said by its status */ }
       resolve({ status: request.status, answer, signedOut: request.responseURL.includes("/accounts/login/") });
     });
-    request.addEventListener("error", () => reject(new Error("The connection broke.")));
+    request.addEventListener("error", () => reject(new Error(BROKEN)));
     request.send(body);
   });
 }

@@ -153,10 +153,12 @@ def test_a_form_without_its_token_is_refused(doctor: User, xray: Deployment) -> 
     assert study.pictures.count() == 1
 
 
-def new_study(client: Client, *files: bytes, identity: uuid.UUID | None = None, **headers: str) -> Any:
+def new_study(
+    client: Client, *files: bytes, identity: uuid.UUID | None = None, headers: dict[str, str] | None = None
+) -> Any:
     fields = {"study": str(identity or new_id()), "reference": REFERENCE, "deployment": "xray"}
     sent_files = [file_of(content, f"DOE^JANE-{number}.png") for number, content in enumerate(files)]
-    return client.post("/studies/new/", {**fields, "file": sent_files}, headers=headers or None)
+    return client.post("/studies/new/", {**fields, "file": sent_files}, headers=headers)
 
 
 def test_a_plain_form_opens_fills_and_sends_a_study(doctors: Client, xray: Deployment) -> None:
@@ -183,7 +185,7 @@ def test_a_form_cannot_take_the_id_of_anothers_study(doctors: Client, second: Us
 
 
 def test_a_script_sends_file_by_file_with_black_areas(doctors: Client, doctor: User, xray: Deployment) -> None:
-    opened = new_study(doctors, **SCRIPT)
+    opened = new_study(doctors, headers=SCRIPT)
     assert opened.status_code == 201
     places = opened.json()
     body = {"file": file_of(picture()), "blackouts": json.dumps([[0, 0, 30, 20]])}

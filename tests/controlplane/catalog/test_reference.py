@@ -9,11 +9,13 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from controlplane.catalog.reference import read_reference
 from controlplane.errors import DomainError
 from inference.errors import InferenceError
 from inference.runtime import reference
+from inference.runtime.digest import Digest, unpack
 from inference.runtime.reference import ReferenceRequest, ReferenceSummary, read_in_sandbox
 from inference.runtime.sandbox import Limits, Sandbox
 
@@ -199,3 +201,38 @@ def test_a_header_of_a_million_columns_is_refused_at_once(read: Any) -> None:
 def test_a_cell_of_very_many_digits_is_read_in_no_time(read: Any) -> None:
     with pytest.raises(DomainError, match="not a finite number"):
         read(b"a,b\n" + b"1" * 60_000 + b"x,2\n", columns=["a", "b"], numeric=True)
+
+
+def digested(tmp_path: Path, content: bytes, **options: Any) -> dict[str, Digest]:
+    path = tmp_path / "reference"
+    path.write_bytes(content)
+    return unpack(read_reference(path, **options).digests)
+
+
+def test_columns_are_digested_for_drift_as_they_are_accepted(tmp_path: Path) -> None:
+    table = b"amount,shop,target\n1.5,a,0\n2.5,b,1\n,a,1\nNaN,a,0\n"
+    found = digested(tmp_path, table)
+    assert found.keys() == {"amount", "shop"}
+    assert (found["amount"].n, found["amount"].missing, found["amount"].total) == (2, 2, 4.0)
+    assert found["amount"].values().tolist() == [1.5, 2.5]
+    assert found["shop"].categories == {"a": 3, "b": 1}
+    assert digested(tmp_path, table, texts=True)["amount"].categories == {"1.5": 1, "2.5": 1, "": 1, "NaN": 1}
+
+
+def test_arrays_are_digested_under_the_names_of_the_log(tmp_path: Path) -> None:
+    table = np.arange(12.0).reshape(6, 2)
+    assert digested(tmp_path, arrays(x=table, target=np.zeros(6))).keys() == {"x[0]", "x[1]"}
+    named = digested(tmp_path, arrays(x=table), named=["amount", "age"])
+    assert named["age"].values().tolist() == [1, 3, 5, 7, 9, 11]
+
+
+def test_pictures_are_digested_by_what_can_be_said_of_them(tmp_path: Path) -> None:
+    def png(level: int) -> bytes:
+        sink = io.BytesIO()
+        Image.fromarray(np.full((20, 40), level, np.uint8)).save(sink, "PNG")
+        return sink.getvalue()
+
+    found = digested(tmp_path, zipped(**{"a.png": png(10), "b.png": png(30), "broken.png": b"no picture"}))
+    assert found["brightness"].values().tolist() == [10.0, 30.0]
+    assert found["size in pixels"].values().tolist() == [800.0, 800.0]
+    assert found["aspect ratio"].values().tolist() == [2.0, 2.0]

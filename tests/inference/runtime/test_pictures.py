@@ -52,6 +52,12 @@ def refusal(picture: bytes) -> InferenceError:
     return bad
 
 
+def laplacian(pixels: np.ndarray) -> np.ndarray:
+    grey = pixels.astype(np.float64)
+    around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
+    return np.asarray(around - 4 * grey[1:-1, 1:-1])
+
+
 def test_it_makes_the_tensor_and_the_statistics_of_a_picture() -> None:
     pixels = chest(40, 60)
     sent = encoded(pixels)
@@ -66,6 +72,8 @@ def test_it_makes_the_tensor_and_the_statistics_of_a_picture() -> None:
         "height": 40,
         "mean": pytest.approx(pixels.mean(), abs=0.001),
         "std": pytest.approx(pixels.std(), abs=0.001),
+        "sharpness": pytest.approx(laplacian(pixels).std(), abs=0.001),
+        "tags": {},
         "sha256": hashlib.sha256(sent).hexdigest(),
     }
     assert made.warnings == [[], []]
@@ -320,7 +328,7 @@ def test_the_warm_parent_is_replaced_when_it_dies() -> None:
         child
         for child in psutil.Process().children()
         if any("sandbox_parent" in word for word in child.cmdline())
-        and any("inference.runtime.pictures" in word for word in child.cmdline())
+        and any("inference.runtime.viewing" in word for word in child.cmdline())
     ]
     assert parents
     for parent in parents:
@@ -378,3 +386,12 @@ def test_real_radiographs_of_both_modes_are_read_as_grey() -> None:
         seen.add(picture.mode)
         assert np.asarray(eight_bits(picture).convert("L")).std() > 20
     assert seen == {"L", "RGBA"}
+
+
+def test_the_log_learns_known_terms_and_the_decade_of_an_age_and_nothing_else() -> None:
+    named = dicom(Modality="DX", BodyPartExamined="MILLER JOHN", ViewPosition="PA", PatientSex="F", PatientAge="047Y")
+    old = dicom(Modality="MILLER", PatientSex="SECRET", PatientAge="101Y")
+    assert [stats["tags"] for stats in decode_pictures([named, old], version()).stats] == [
+        {"modality": "DX", "view": "PA", "sex": "F", "age": "40 to 49"},
+        {"age": "90 and more"},
+    ]

@@ -10,9 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from benchmarks.measures import cpu_s
 from benchmarks.report import PAGES, processor, rewritten, table
+
+if TYPE_CHECKING:
+    from benchmarks.seeding import Busy
 
 LIMIT_MS = 200
 # Parts of a page that it asks for again and again; the others are asked for as a browser would.
@@ -37,10 +41,12 @@ def _paths(prediction_id: str) -> list[tuple[str, str, bool]]:
         *found,
         ("traffic, 30 d", f"{of}?range=30d", False),
         ("traffic, live", f"{of}traffic/?range=24h", True),
+        ("failed calls, live", f"{of}errors/?range=24h", True),
         ("head, live", f"{of}head/", True),
         ("history, live", f"{of}history/", True),
         ("latency, live", f"{of}latency/?range=24h", True),
         ("accuracy, live", f"{of}accuracy/?range=24h", True),
+        ("drift, live", f"{of}drift/?range=24h", True),
         ("predictions", f"{of}predictions/?range=24h", False),
         ("predictions, live", f"{of}predictions/?range=24h", True),
         ("predictions by client id", f"{of}predictions/?range=24h&q=order-1230", False),
@@ -90,42 +96,36 @@ def database() -> Iterator[None]:
         services.end_cluster(TEST_ROOT)
 
 
-def measured(rows: int, rounds: int, only: str = "") -> dict[str, Any]:
-    """Seeds, then asks for every page `rounds` times, the pages in turn; the first round is not counted."""
+def measured(busy: "Busy", rounds: int, only: str = "") -> dict[str, Any]:
+    """Asks for every page `rounds` times, the pages in turn; a first round counts the queries and nothing else."""
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
 
-    from benchmarks.seeding import seed
     from tests.controlplane.cast import signed_in
 
-    began_at = time.monotonic()
-    busy = seed(rows)
-    seeded_s = time.monotonic() - began_at
-    print(f"seeded {rows:,} predictions in {seeded_s:.0f} s", flush=True)
     client = signed_in(busy.person)
-    paths = [one for one in _paths(str(busy.prediction_id)) if only in one[0]]
-    took: dict[str, list[float]] = {name: [] for name, *_ in paths}
+    took: dict[str, list[float]] = {}
+    spent: dict[str, float] = {}
     queries: dict[str, int] = {}
-    for number in range(rounds + 1):
+    paths = [one for one in _paths(str(busy.prediction_id)) if only in one[0]]
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (backend,) = cursor.fetchone()
+    for name, path, live in paths:
+        with CaptureQueriesContext(connection) as asked:
+            answer = client.get(path, headers=LIVE if live else {})
+        assert answer.status_code == 200, f"{path} answers {answer.status_code}"
+        queries[name], took[name], spent[name] = len(asked), [], 0.0
+    for _ in range(rounds):
         for name, path, live in paths:
-            headers = LIVE if live else {}
-            if number == 0:
-                with CaptureQueriesContext(connection) as asked:
-                    answer = client.get(path, headers=headers)
-                queries[name] = len(asked)
-                if answer.status_code != 200:
-                    print(f"{path} answers {answer.status_code}: left out")
-                    queries.pop(name)
-                continue
-            if name in queries:
-                started_at = time.perf_counter()
-                client.get(path, headers=headers)
-                took[name].append((time.perf_counter() - started_at) * 1000)
+            began_at, used_s = time.perf_counter(), time.thread_time() + cpu_s(backend)
+            client.get(path, headers=LIVE if live else {})
+            took[name].append((time.perf_counter() - began_at) * 1000)
+            spent[name] += (time.thread_time() + cpu_s(backend) - used_s) * 1000
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "rows": rows,
+        "rows": busy.rows,
         "rounds": rounds,
-        "seeded_s": round(seeded_s),
         "machine": {
             "processor": processor(),
             "cores": os.cpu_count(),
@@ -137,6 +137,7 @@ def measured(rows: int, rounds: int, only: str = "") -> dict[str, Any]:
                 "page": name,
                 "median_ms": round(statistics.median(took[name]), 1),
                 "most_ms": round(max(took[name]), 1),
+                "cpu_ms": round(spent[name] / rounds, 1),
                 "queries": queries[name],
             }
             for name in queries
@@ -152,10 +153,10 @@ def markdown(figures: dict[str, Any]) -> str:
         f"{figures['rounds']}, load average {machine['load_average'][0]}."
     )
     rows = [
-        (one["page"], f"{one['median_ms']:.0f} ms", f"{one['most_ms']:.0f} ms", str(one["queries"]))
+        (one["page"], f"{one['median_ms']:.0f} ms", f"{one['cpu_ms']:.0f} ms", str(one["queries"]))
         for one in figures["pages"]
     ]
-    return f"{head}\n\n{table(('page', 'median', 'most', 'queries'), rows)}\n"
+    return f"{head}\n\n{table(('page', 'median', 'processor time', 'queries'), rows)}\n"
 
 
 def main(arguments: list[str]) -> int:
@@ -168,7 +169,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--write", type=Path, metavar="PAGE.md", help="put the table into this page")
     asked = parser.parse_args(arguments)
     with database():
-        figures = measured(asked.rows, asked.rounds, asked.only)
+        from benchmarks.seeding import seed
+
+        figures = measured(seed(asked.rows), asked.rounds, asked.only)
     text = markdown(figures)
     print(text)
     if asked.out is not None:

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -94,12 +94,13 @@ def seed(rows: int) -> Busy:
     since = timezone.now() - DAY
     ensure_partitions([since.date(), timezone.now().date()])
     records = [list(_records(deployment, version)) for version in versions]
-    for what, step in (
+    steps: tuple[tuple[str, Callable[[], None]], ...] = (
         ("log", lambda: _log(deployment, versions, records[0], since, rows, key.pk)),
         ("rollups", lambda: _rollups(deployment, records, since, rows)),
         ("other deployments", lambda: _others(teams)),
         ("audit", lambda: _audit(teams[0], person)),
-    ):
+    )
+    for what, step in steps:
         began_at = time.monotonic()
         step()
         print(f"{what}: {time.monotonic() - began_at:.0f} s", flush=True)

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import IntEnum
 from urllib.parse import urlencode
 
@@ -16,6 +17,7 @@ from controlplane.dashboard.pages.header import RECENT, Status, is_failing, stat
 from controlplane.dashboard.pages.split import Segment, segments
 from controlplane.deployments.models import Deployment, DeploymentQuerySet, RevisionState, SplitRevision
 from controlplane.monitoring.accuracy import ENOUGH, Headline, accuracies
+from controlplane.monitoring.drift_state import DriftState, states
 from controlplane.monitoring.traffic import OverviewRow as Figures
 from controlplane.monitoring.traffic import overview as figures_of
 from inference.contracts import Lane
@@ -55,6 +57,16 @@ class Accuracy:
 
 
 @dataclass(frozen=True, slots=True)
+class Light:
+    """Whether what a deployment sees or says moved over the last day: in a word, with a tone, and what moved most."""
+
+    words: str
+    tone: str
+    most: str
+    checked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """The newest split: what was done, by whom."""
 
@@ -75,7 +87,16 @@ class OverviewRow:
     p95: float | None
     error_share: float | None
     accuracy: Accuracy
+    drift: Light
     change: Change | None
+    # What the sentence says of it.
+    said: str
+
+    @property
+    def url(self) -> str:
+        """Where what is wrong with it can be seen."""
+        tab = {Severity.DRIFTING: "drift/", Severity.NO_BETTER: "accuracy/"}.get(self.severity, "")
+        return f"/deployments/{self.deployment.name}/{tab}"
 
     @property
     def kind(self) -> str:
@@ -90,7 +111,7 @@ class OverviewPage:
     rate: float
     sentence: str
     tone: str
-    worst: Deployment | None
+    worst: OverviewRow | None
     filters: Filters
     teams: list[tuple[str, int]]
     total: int
@@ -110,7 +131,7 @@ def read_filters(query: Mapping[str, str]) -> Filters:
 
 
 def overview(user: User, window: Window, filters: Filters) -> OverviewPage:
-    """Five queries, however many deployments and predictions there are."""
+    """Six queries, however many deployments and predictions there are."""
     mine = Deployment.objects.for_user(user).current()
     teams = list(mine.order_by("team__name").values_list("team__name").annotate(count=Count("pk")))
     found = list(_matching(filters, user).select_related("model", "team").order_by("name")[:MOST])
@@ -121,7 +142,11 @@ def overview(user: User, window: Window, filters: Filters) -> OverviewPage:
         revisions.setdefault(revision.deployment_id, []).append(revision)
     figures = figures_of(ids, window.interval)
     known = accuracies(ids, window.interval)
-    rows = [_row(d, revisions.get(d.pk, []), figures[d.pk], known[d.pk], window.interval.step_s) for d in found]
+    drifts = states(ids)
+    rows = [
+        _row(d, revisions.get(d.pk, []), figures[d.pk], known[d.pk], drifts[d.pk], window.interval.step_s)
+        for d in found
+    ]
     rows.sort(key=lambda row: (row.severity, row.deployment.name))
     sentence, tone, worst = _sentence(rows, bool(filters.text or filters.team))
     asked = {"range": window.key, "q": filters.text, "team": filters.team}
@@ -148,7 +173,7 @@ def _matching(filters: Filters, user: User) -> DeploymentQuerySet:
     return found
 
 
-def _sentence(rows: Sequence[OverviewRow], filtered: bool) -> tuple[str, str, Deployment | None]:
+def _sentence(rows: Sequence[OverviewRow], filtered: bool) -> tuple[str, str, OverviewRow | None]:
     """What is not well, worst first, and how many are; the tone; the deployment to open."""
     troubled = [row for row in rows if row.severity < Severity.HEALTHY and row.status.tone != "busy"]
     which = "that match" if filtered else ""
@@ -162,12 +187,12 @@ def _sentence(rows: Sequence[OverviewRow], filtered: bool) -> tuple[str, str, De
             return f"{_counted(loading, 'deployment')} being loaded.{rest}", "", None
         words = f"All {len(rows)} deployments {which}".strip() + " are healthy."
         return "The one deployment is healthy." if len(rows) == 1 else words, "good", None
-    named = "; ".join(f"{row.deployment.name}: {_said(row)}" for row in troubled[:NAMED])
+    named = "; ".join(f"{row.deployment.name}: {row.said}" for row in troubled[:NAMED])
     more = len(troubled) - NAMED
     also = f"; and {more} more" if more > 0 else ""
     well = sum(row.severity is Severity.HEALTHY for row in rows)
     rest = f" {_counted(well, 'other')} healthy." if well else ""
-    return f"{named}{also}.{rest}", troubled[0].status.tone, troubled[0].deployment
+    return f"{named}{also}.{rest}", troubled[0].status.tone, troubled[0]
 
 
 def _counted(count: int, noun: str) -> str:
@@ -176,26 +201,29 @@ def _counted(count: int, noun: str) -> str:
     return f"One {noun} is" if count == 1 else f"{count} {noun}s are"
 
 
-def _said(row: OverviewRow) -> str:
-    if row.severity is Severity.NO_BETTER:
-        return "not shown to be better than a constant answer"
-    return row.status.words[:1].lower() + row.status.words[1:]
-
-
 def _row(
-    deployment: Deployment, revisions: list[SplitRevision], figures: Figures, headline: Headline, step_s: int
+    deployment: Deployment,
+    revisions: list[SplitRevision],
+    figures: Figures,
+    headline: Headline,
+    drift: DriftState,
+    step_s: int,
 ) -> OverviewRow:
     serving = next((r for r in revisions if r.state == RevisionState.ACTIVE), None)
     preparing = any(r.state == RevisionState.PREPARING for r in revisions)
     status = status_of(deployment, serving, preparing, figures["error_share"])
     accuracy = _accuracy(headline)
     severity = Severity.HEALTHY
+    said = status.words[:1].lower() + status.words[1:]
     if serving is None:
         severity = Severity.NOT_SERVING
     elif is_failing(figures["error_share"]):
         severity = Severity.FAILING
+    elif drift.word == "moved":
+        severity, status, said = Severity.DRIFTING, Status("Drifting", "warn"), _moved_words(drift)
     elif accuracy.no_better:
         severity, status = Severity.NO_BETTER, Status("No better", "warn")
+        said = "not shown to be better than a constant answer"
     return OverviewRow(
         deployment=deployment,
         severity=severity,
@@ -207,8 +235,30 @@ def _row(
         p95=figures["p95_ms"],
         error_share=figures["error_share"],
         accuracy=accuracy,
+        drift=_light(drift),
         change=_change(revisions[-1]) if revisions else None,
+        said=said,
     )
+
+
+def _light(drift: DriftState) -> Light:
+    if drift.word == "moved":
+        words = f"{drift.moved} of {drift.compared} moved" if drift.moved else "answers moved"
+        return Light(words, "warn", drift.most, drift.checked_at)
+    if drift.word == "steady":
+        return Light("steady", "good", "", drift.checked_at)
+    if drift.checked_at is None:
+        return Light("not looked at yet", "", "", None)
+    return Light("not enough data" if drift.baseline else "no reference", "", "", drift.checked_at)
+
+
+def _moved_words(drift: DriftState) -> str:
+    """`drifting since 14:05 UTC: 3 of 30 features moved, amount most`."""
+    since = f" since {drift.since:%H:%M} UTC" if drift.since is not None else ""
+    if not drift.moved:
+        return f"drifting{since}: its answers moved"
+    most = f", {drift.most} most" if drift.most else ""
+    return f"drifting{since}: {drift.moved} of {drift.compared} features moved{most}"
 
 
 def _change(revision: SplitRevision) -> Change:

@@ -1,6 +1,7 @@
 """The overview of forty deployments in three teams: order, sentence, search, and what it costs."""
 
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from controlplane.dashboard.charts import sparkline
 from controlplane.dashboard.pages.figures import read_window
 from controlplane.dashboard.pages.overview import Filters, OverviewPage, Severity, overview
 from controlplane.deployments.models import Deployment, RevisionState, SplitRevision
+from controlplane.monitoring.models import DriftVerdict
 from controlplane.predictions.feedback import Asker, give_feedback
 from controlplane.predictions.ingest import record_predictions
 from controlplane.predictions.models import Prediction
@@ -91,23 +93,59 @@ def test_the_worst_stand_first_and_are_named(owner: User, forty: list[tuple[Depl
     failing, version = forty[30]
     record_predictions([served(failing, version) for _ in range(8)] + [refused(failing) for _ in range(2)])
     deploy(failing.team, "unsplit", serves=False)
+    drifting = forty[10][0]
+    DriftVerdict.objects.create(
+        deployment=drifting,
+        checked_at=timezone.now(),
+        compared=30,
+        moved=3,
+        most="amount",
+        since=datetime(2026, 3, 1, 14, 5, tzinfo=UTC),
+        baseline="reference",
+    )
     poor, version = forty[20]
     label(poor, version, [{"label": "ok" if index % 2 else "fraud"} for index in range(40)])
 
     page = shown(owner)
 
-    worst = [(row.deployment.name, row.severity) for row in page.rows[:4]]
+    worst = [(row.deployment.name, row.severity) for row in page.rows[:5]]
     assert worst == [
         ("service-30", Severity.FAILING),
+        ("service-10", Severity.DRIFTING),
         ("unsplit", Severity.NOT_SERVING),
         ("service-20", Severity.NO_BETTER),
         ("service-00", Severity.HEALTHY),
     ]
     assert page.sentence == (
-        "service-30: 20% failing; unsplit: no split yet; service-20: not shown to be better than a constant answer. "
-        "The other 38 are healthy."
+        "service-30: 20% failing; service-10: drifting since 14:05 UTC: 3 of 30 features moved, amount most; "
+        "unsplit: no split yet; and 1 more. The other 37 are healthy."
     )
-    assert (page.tone, page.worst) == ("bad", failing)
+    assert page.worst is not None
+    assert (page.tone, page.worst.deployment) == ("bad", failing)
+    assert page.rows[1].url == f"/deployments/{drifting.name}/drift/"
+    assert page.rows[3].said == "not shown to be better than a constant answer"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words", "tone"),
+    [
+        (None, "not looked at yet", ""),
+        ({"compared": 0}, "no reference", ""),
+        ({"compared": 0, "baseline": "reference"}, "not enough data", ""),
+        ({"compared": 4, "baseline": "earlier", "prediction": False}, "steady", "good"),
+        ({"compared": 4, "moved": 2, "most": "amount", "baseline": "earlier"}, "2 of 4 moved", "warn"),
+        ({"compared": 4, "prediction": True, "baseline": "earlier"}, "answers moved", "warn"),
+    ],
+)
+def test_the_drift_light_has_a_word(
+    owner: User, teams: list[Team], verdict: dict[str, Any] | None, words: str, tone: str
+) -> None:
+    deployment, _ = deploy(teams[0], "one")
+    if verdict is not None:
+        DriftVerdict.objects.create(deployment=deployment, checked_at=timezone.now(), **{"moved": 0, **verdict})
+    (row,) = shown(owner).rows
+    assert (row.drift.words, row.drift.tone) == (words, tone)
+    assert (row.severity is Severity.DRIFTING) is (tone == "warn")
 
 
 def test_it_finds_by_deployment_model_team_and_id(
@@ -195,7 +233,7 @@ def test_forty_deployments_cost_the_queries_of_one(
     for count in (0, 39):
         made = [deploy(teams[index % 3], f"service-{index:02d}") for index in range(count)]
         record_predictions([served(deployment, version) for deployment, version in made])
-        with django_assert_num_queries(9):
+        with django_assert_num_queries(10):
             page = owners.get("/").content.decode()
         assert page.count("<tr>") == count + 2
 

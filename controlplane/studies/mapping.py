@@ -30,7 +30,7 @@ from inference.worker import WorkItem
 logger = logging.getLogger(__name__)
 
 # A suggestion waits for one batch of runs at most; so long may the batch take.
-BATCH_S = 0.25
+BATCH_S = 0.1
 BATCH_MOST = 16
 # While another worker computes a suggestion, each batch leaves it the machine for so long.
 GIVE_WAY_S = 1.0

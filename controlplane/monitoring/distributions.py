@@ -12,8 +12,8 @@ from inference.runtime.digest import CATEGORIES, Digest
 Floats = npt.NDArray[np.float64]
 
 TENTHS = np.arange(1, 10) / 10
-# What a column is compared by: half a step is 0.05 % of the values.
-POINTS = 1024
+# What a column is compared by: half a step is 0.1 % of the values.
+POINTS = 512
 # The chi-squared test wants five in each bin (Cochran 1954).
 LEAST_EXPECTED = 5.0
 
@@ -35,26 +35,23 @@ class Distribution:
     @classmethod
     def of(cls, parts: Sequence[Digest]) -> "Distribution":
         """All of the parts together."""
+        n = missing = numbers = other = 0
+        total = squares = 0.0
         categories: dict[str, int] = {}
-        other = sum(part.other for part in parts)
+        # One pass: a column of a day is some seventy parts, and there are hundreds of columns.
         for part in parts:
+            n += part.n
+            missing += part.missing
+            numbers += part.numbers
+            total += part.total
+            squares += part.squares
+            other += part.other
             for name, count in part.categories.items():
                 if name in categories or len(categories) < CATEGORIES:
                     categories[name] = categories.get(name, 0) + count
                 else:
                     other += count
-        values, ends = _ordered([part for part in parts if part.numbers])
-        return cls(
-            n=sum(part.n for part in parts),
-            missing=sum(part.missing for part in parts),
-            numbers=sum(part.numbers for part in parts),
-            total=sum(part.total for part in parts),
-            squares=sum(part.squares for part in parts),
-            values=values,
-            ends=ends,
-            categories=categories,
-            other=other,
-        )
+        return cls(n, missing, numbers, total, squares, *_ordered(parts), categories, other)
 
     @property
     def is_numeric(self) -> bool:
@@ -134,11 +131,9 @@ class Pair:
 
 def _ordered(parts: Sequence[Digest]) -> tuple[Floats, Floats]:
     """The points of all parts in order, and the counts up to each; of many points those at even steps."""
-    held = [part.values() for part in parts]
-    if not held:
-        return np.empty(0), np.empty(0)
-    values = np.concatenate(held)
-    weights = np.repeat([part.numbers / len(one) for part, one in zip(parts, held, strict=True)], [*map(len, held)])
+    values = np.frombuffer(b"".join([part.points for part in parts]), "<f4")
+    lengths = np.array([len(part.points) // 4 for part in parts], np.int64)
+    weights = np.repeat(np.array([part.numbers for part in parts]) / np.maximum(lengths, 1), lengths)
     order = np.argsort(values)
     values, ends = values[order], np.cumsum(weights[order])
     if len(values) > POINTS:

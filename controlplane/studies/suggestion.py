@@ -170,7 +170,7 @@ def mismatches(tags: Mapping[str, str], intended: Mapping[str, str]) -> list[str
     ages, age = _age_range(intended.get("age_range", "")), _years(tags.get("age", ""))
     if ages is not None and age is not None and not ages[0] <= age <= ages[1]:
         found.append(
-            f"Wrong age: the picture says {tags['age']}; the model was made for {intended['age_range']}. "
+            f"Wrong age: the picture says {_age_words(tags['age'])}; the model was made for {intended['age_range']}. "
             "Its suggestion means nothing here."
         )
     return found
@@ -307,6 +307,12 @@ def _terms(text: str) -> set[str]:
     """The terms of an intended use: "CR, DX" or "PA or AP"."""
     words = text.upper().replace("/", ",").replace(";", ",").replace(" OR ", ",").replace(" AND ", ",")
     return {word.strip() for word in words.split(",") if word.strip()}
+
+
+def _age_words(age: str) -> str:
+    """A DICOM age string as people say it: 054Y -> 54 years."""
+    unit = {"D": "days", "W": "weeks", "M": "months", "Y": "years"}[age[3]]
+    return f"{int(age[:3])} {unit}"
 
 
 def _years(age: str) -> float | None:

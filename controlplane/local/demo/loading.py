@@ -46,7 +46,7 @@ def ensure_demo() -> list[str]:
 
 
 def _deployed(case: Case) -> Deployment:
-    return Deployment.objects.filter(name=case.name).first() or _deploy(case)
+    return Deployment.objects.filter(name=case.name).first() or deploy_case(case)
 
 
 def _serves(deployment: Deployment) -> bool:
@@ -64,7 +64,8 @@ def _ensure_history(case: Case, found: Deployment) -> str:
     return f"{case.name} serves {case.split} with {written:,} past predictions (written in {took_s:.1f} s)."
 
 
-def _deploy(case: Case) -> Deployment:
+def deploy_case(case: Case) -> Deployment:
+    """Registers a case and deploys it; returns when it serves. Raises DomainError where a version is rejected."""
     team = Team.objects.get(name=DEFAULT_TEAM)
     model = RegisteredModel.objects.filter(team=team, name=case.name).first()
     if model is None:

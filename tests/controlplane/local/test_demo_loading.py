@@ -119,7 +119,7 @@ def test_somebody_elses_account_called_doctor_is_left_alone(default_team: Team, 
 @pytest.fixture
 def fraud(default_team: Team) -> Deployment:
     """The fraud demo, deployed and serving, without a history."""
-    deployment = loading._deploy(named("card-fraud"))
+    deployment = loading.deploy_case(named("card-fraud"))
     serve_all()
     return deployment
 

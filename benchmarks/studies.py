@@ -128,6 +128,8 @@ def one_study(running: Product, doctor: Person, kind: str, content: bytes) -> Me
 def measured(running: Product, rounds: int) -> dict[str, Any]:
     """Both doctors at once, each sending as soon as the one before is seen; the first two of each are not counted."""
     together = threading.Barrier(len(DOCTORS))
+    # Of what else the machine does.
+    load_average = [round(value, 2) for value in os.getloadavg()]
 
     def day(index: int, name: str) -> list[Measured]:
         found = []
@@ -150,7 +152,7 @@ def measured(running: Product, rounds: int) -> dict[str, Any]:
         "machine": {
             "processor": processor(),
             "cores": os.cpu_count(),
-            "load_average": [round(value, 2) for value in os.getloadavg()],
+            "load_average": load_average,
             "python": platform.python_version(),
             "onnxruntime": onnxruntime.__version__,
         },
@@ -175,7 +177,7 @@ def markdown(figures: dict[str, Any]) -> str:
     head = (
         f"{figures['at'][:10]}, {machine['processor']}, {machine['cores']} cores, Python {machine['python']}, ONNX "
         f"Runtime {machine['onnxruntime']}; {figures['studies']} studies by two doctors at once, load average "
-        f"{machine['load_average'][0]}."
+        f"{machine['load_average'][0]} before they began."
     )
     shown = {"Send to suggestion": figures["total"]}
     shown |= {f"… {kind}": spread for kind, spread in figures["kinds"].items()}

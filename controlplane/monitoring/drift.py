@@ -205,8 +205,8 @@ class _Past:
 
 
 def _before(stretches: Iterable[Stretch], moment: float) -> list[Stretch]:
-    """Without the bucket that reaches into now: it is counted there."""
-    return [stretch for stretch in stretches if stretch.end <= moment]
+    """Without the bucket of which most lies in now: it is counted there."""
+    return [stretch for stretch in stretches if stretch.middle < moment]
 
 
 def _rows(stretches: Iterable[Stretch]) -> int:

@@ -25,8 +25,9 @@ from inference.runtime import digest as digests
 from inference.runtime.digest import Digest
 from inference.runtime.pixels import told_of
 
-# (width of a bucket, the age at which it is merged into the next wider one)
-LEVELS = ((600, timedelta(minutes=75)), (3600, timedelta(days=35)))
+# (width of a bucket, the age at which it is merged into the next wider one): an hour and the hour before it are asked
+# for in ten minutes.
+LEVELS = ((600, timedelta(minutes=150)), (3600, timedelta(days=35)))
 WIDEST_S = 86_400
 # A bucket is over when nothing is likely to come for it any more; what comes later makes it be closed again.
 CLOSED_AFTER = timedelta(seconds=60)
@@ -63,8 +64,8 @@ class Stretch:
     columns: Columns
 
     @property
-    def end(self) -> int:
-        return self.start + self.width_s
+    def middle(self) -> float:
+        return self.start + self.width_s / 2
 
 
 def width_for(age: timedelta) -> int:
@@ -117,12 +118,12 @@ def _rollups(kind: Kind, bucket: int, width_s: int, bundle: sketches.Bundle) -> 
 def read(
     deployment_id: uuid.UUID, kinds: Sequence[str], since: datetime, until: datetime, sources: Sequence[str]
 ) -> list[Stretch]:
-    """Live traffic of the buckets that reach into an interval, oldest first. One query."""
+    """Live traffic of the buckets whose middle lies in an interval, and of the newest; oldest first. One query."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT kind, bucket, width_s, version, form, packed FROM sketch_rollup WHERE deployment_id = %s "
             "AND kind = ANY(%s) AND role = %s AND source = ANY(%s) AND bucket > %s AND bucket < %s "
-            "AND bucket + width_s * interval '1 second' > %s ORDER BY bucket, id",
+            "AND bucket + width_s * interval '0.5 second' >= %s ORDER BY bucket, id",
             [
                 *(deployment_id, list(kinds), Role.LIVE.value, list(sources)),
                 *(since - timedelta(seconds=WIDEST_S), until, since),

@@ -17,7 +17,7 @@ from controlplane.accounts.models import Team, User
 from controlplane.audit.models import AuditEvent
 from controlplane.catalog.models import ModelVersion
 from controlplane.deployments.models import Deployment, RevisionState, SplitRevision
-from controlplane.predictions import tallies
+from controlplane.predictions import rollups, sketch_rollups, tallies
 from controlplane.predictions.partitions import ensure_partitions
 from controlplane.predictions.records import LogRow, Refusal, sort_out
 from controlplane.predictions.rollups import FeedbackGatherer, Gatherer
@@ -81,7 +81,7 @@ class Busy:
 
 
 def seed(rows: int) -> Busy:
-    """Fills an empty database; about two minutes for a million rows on two processors."""
+    """Fills an empty database; some minutes for a million rows."""
     teams = [Team.objects.create(name=name) for name in TEAMS]
     person = new_user("owner", teams[0], TeamRole.ADMIN, TeamRole.DATA_SCIENTIST, TeamRole.DOCTOR)
     for team in teams[1:]:
@@ -99,6 +99,7 @@ def seed(rows: int) -> Busy:
         ("rollups", lambda: _rollups(deployment, records, since, rows)),
         ("other deployments", lambda: _others(teams)),
         ("audit", lambda: _audit(teams[0], person)),
+        ("compaction", _compact),
     )
     for what, step in steps:
         began_at = time.monotonic()
@@ -247,6 +248,13 @@ def _others(teams: list[Team]) -> None:
         for second in range(int((now - DAY).timestamp()), int(now.timestamp()), 60):
             gatherer.add_rows(pool[0].kind, second, pool)
     gatherer.save()
+
+
+def _compact() -> None:
+    """What the scheduler would have done meanwhile."""
+    for compact in (rollups.compact, sketch_rollups.compact):
+        while compact():
+            pass
 
 
 def _audit(team: Team, person: User) -> None:

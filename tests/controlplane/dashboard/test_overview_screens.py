@@ -24,12 +24,12 @@ from tests.controlplane.deployments.rows import make_version
 from tests.controlplane.predictions.records import refused, served
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, ViewportSize
     from pytest_django.live_server_helper import LiveServer
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
-SIZES = {"desktop": {"width": 1360, "height": 900}, "phone": {"width": 390, "height": 844}}
+SIZES: "dict[str, ViewportSize]" = {"desktop": {"width": 1360, "height": 900}, "phone": {"width": 390, "height": 844}}
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def looks_right(page: "Page", name: str) -> None:
     if folder := os.environ.get("SCREENSHOTS"):
         assert page.viewport_size is not None
         for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # a literal of two
+            page.emulate_media(color_scheme=scheme)
             page.screenshot(path=Path(folder) / f"{name}-{page.viewport_size['width']}-{scheme}.png")
 
 

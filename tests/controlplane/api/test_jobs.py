@@ -10,19 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from django.conf import settings
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
+from django.middleware.csrf import get_token
+from django.test import Client, RequestFactory
 from PIL import Image
 from pydicom.encaps import encapsulate
 
-from controlplane.accounts.models import Team
+from controlplane.accounts.models import Role, Team
 from controlplane.audit.models import AuditEvent
 from controlplane.deployments.models import Deployment
 from controlplane.jobs import dispatch
 from controlplane.jobs.models import Job
 from controlplane.jobs.running import run_batch
 from controlplane.predictions.models import Prediction
-from tests.controlplane.cast import Caller, bearer, new_key
+from tests.controlplane.cast import Caller, bearer, new_key, new_user
 from tests.controlplane.jobs.conftest import children, home, pictures, serve, table
 from tests.inference.runtime.picture_files import chest, dicom, dicom_head, encoded, png_claiming
 
@@ -349,3 +352,16 @@ def test_the_list_costs_the_same_for_many(
     assert as_colleague.get(POST, status="succeeded").json()["results"] == []
     assert as_colleague.get(POST, status="odd").status_code == 422
     assert as_key("predict").get(POST).json()["results"] == []
+
+
+@pytest.mark.django_db
+def test_a_signed_in_person_posts_a_body_as_an_app_does(pictures: Deployment, team: Team) -> None:
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(new_user("developer", team, Role.DEVELOPER))
+    assert client.post(POST, grey(), content_type="image/png").status_code == 403
+    token = get_token(RequestFactory().get("/"))
+    client.cookies[settings.CSRF_COOKIE_NAME] = token
+    taken = client.post(POST, grey(), content_type="image/png", headers={"X-CSRFToken": token})
+    assert taken.status_code == 202, taken.content
+    wrong = client.post(POST, b"{}", content_type="application/json", headers={"X-CSRFToken": token})
+    assert code(wrong) == (400, "bad_request")

@@ -8,7 +8,7 @@ from django.db.models import F, Func, Sum, TextField
 
 from controlplane.monitoring.estimates import Metric, Number, unknown, wilson
 from controlplane.monitoring.intervals import Interval
-from controlplane.monitoring.scoring import Scored, no_better, scored
+from controlplane.monitoring.scoring import Scored, is_worse, scored
 from controlplane.monitoring.traffic import SHOWN
 from controlplane.predictions import tallies
 from controlplane.predictions.histograms import Histogram, merge, quantile
@@ -97,13 +97,14 @@ def accuracy(deployment_id: uuid.UUID, name: str, interval: Interval) -> Accurac
 class Headline(TypedDict):
     """A deployment's one figure: the metric that stands for its task, and the `n` labels it rests on.
 
-    `no_better`: its interval reaches what the best constant answer gets.
+    `worse`: it is shown to be worse than the best constant answer. Merely not shown to be better is the rule for rare
+    labels, and no alarm.
     """
 
     name: str | None
     metric: Metric
     n: int
-    no_better: bool
+    worse: bool
 
 
 def accuracies(deployment_ids: list[uuid.UUID], interval: Interval) -> dict[uuid.UUID, Headline]:
@@ -133,7 +134,7 @@ def _headline(figures: Scored) -> Headline:
         "name": name,
         "metric": figures["metrics"][name] if name is not None else unknown(),
         "n": figures["n"],
-        "no_better": no_better(figures),
+        "worse": is_worse(figures),
     }
 
 

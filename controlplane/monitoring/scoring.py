@@ -95,6 +95,17 @@ def no_better(figures: Scored) -> bool:
     return metric["low"] is not None and metric["low"] <= other
 
 
+def is_worse(figures: Scored) -> bool:
+    """Whether the headline's whole interval lies on the wrong side of what the best constant answer gets."""
+    name, constant = figures["headline"], figures["constant"]
+    if name is None or constant is None or name not in constant["metrics"]:
+        return False
+    metric, other = figures["metrics"][name], constant["metrics"][name]
+    if name == "rmse":
+        return metric["low"] is not None and metric["low"] > other
+    return metric["high"] is not None and metric["high"] < other
+
+
 def right_of(tally: Tally) -> tuple[float, int]:
     """How many of the labelled cases were right, of how many; of several labels a case, the share that was."""
     confusion: Confusion = tally.get("confusion", {})

@@ -34,7 +34,7 @@ class Severity(IntEnum):
     FAILING = 0
     DRIFTING = 1
     NOT_SERVING = 2
-    NO_BETTER = 3
+    WORSE = 3
     HEALTHY = 4
 
 
@@ -53,7 +53,7 @@ class Accuracy:
     words: str
     name: str
     labels: int
-    no_better: bool
+    worse: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class OverviewRow:
     @property
     def url(self) -> str:
         """Where what is wrong with it can be seen."""
-        tab = {Severity.DRIFTING: "drift/", Severity.NO_BETTER: "accuracy/"}.get(self.severity, "")
+        tab = {Severity.DRIFTING: "drift/", Severity.WORSE: "accuracy/"}.get(self.severity, "")
         return f"/deployments/{self.deployment.name}/{tab}"
 
     @property
@@ -221,9 +221,9 @@ def _row(
         severity = Severity.FAILING
     elif drift.word == "moved":
         severity, status, said = Severity.DRIFTING, Status("Drifting", "warn"), _moved_words(drift)
-    elif accuracy.no_better:
-        severity, status = Severity.NO_BETTER, Status("No better", "warn")
-        said = "not shown to be better than a constant answer"
+    elif accuracy.worse:
+        severity, status = Severity.WORSE, Status("Poor answers", "warn")
+        said = "worse than a constant answer"
     return OverviewRow(
         deployment=deployment,
         severity=severity,
@@ -282,7 +282,7 @@ def _accuracy(headline: Headline) -> Accuracy:
     if name is None or metric["value"] is None:
         return Accuracy("not labelled", "", 0, False)
     return Accuracy(
-        with_half_width(name, metric), metric_words(name, metric).name, n, n >= ENOUGH and headline["no_better"]
+        with_half_width(name, metric), metric_words(name, metric).name, n, n >= ENOUGH and headline["worse"]
     )
 
 

@@ -104,7 +104,7 @@ def test_the_worst_stand_first_and_are_named(owner: User, forty: list[tuple[Depl
         baseline="reference",
     )
     poor, version = forty[20]
-    label(poor, version, [{"label": "ok" if index % 2 else "fraud"} for index in range(40)])
+    label(poor, version, [{"label": "fraud" if index % 5 else "ok"} for index in range(40)])
 
     page = shown(owner)
 
@@ -113,7 +113,7 @@ def test_the_worst_stand_first_and_are_named(owner: User, forty: list[tuple[Depl
         ("service-30", Severity.FAILING),
         ("service-10", Severity.DRIFTING),
         ("unsplit", Severity.NOT_SERVING),
-        ("service-20", Severity.NO_BETTER),
+        ("service-20", Severity.WORSE),
         ("service-00", Severity.HEALTHY),
     ]
     assert page.sentence == (
@@ -123,7 +123,7 @@ def test_the_worst_stand_first_and_are_named(owner: User, forty: list[tuple[Depl
     assert page.worst is not None
     assert (page.tone, page.worst.deployment) == ("bad", failing)
     assert page.rows[1].url == f"/deployments/{drifting.name}/drift/"
-    assert page.rows[3].said == "not shown to be better than a constant answer"
+    assert page.rows[3].said == "worse than a constant answer"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """Every page: who may see it, what it costs, and that nothing from a model file or a caller becomes markup."""
 
+from datetime import timedelta
+
 import pytest
 from django.test import Client
+from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
 from controlplane.audit.models import AuditEvent
 from controlplane.catalog.models import ModelVersion
-from controlplane.deployments.models import Deployment
+from controlplane.deployments.models import Deployment, SplitRevision
 from controlplane.predictions.ingest import record_predictions
 from controlplane.predictions.models import Prediction
 from tests.controlplane.predictions.records import refused, served
@@ -97,6 +100,9 @@ def test_figures_of_the_traffic_tab_are_those_of_the_log(
 
 
 def test_a_live_region_that_did_not_change_is_not_sent_again(owners: Client, deployment: Deployment) -> None:
+    # Times are told relative to now; these were long enough ago not to change while we look.
+    SplitRevision.objects.update(activated_at=timezone.now() - timedelta(days=3))
+    SplitRevision.objects.update(created_at=timezone.now() - timedelta(days=3, hours=1))
     first = owners.get("/deployments/checkout/history/")
     again = owners.get("/deployments/checkout/history/", headers={"If-None-Match": first.headers["ETag"]})
     assert (first.status_code, again.status_code, again.content) == (200, 304, b"")

@@ -112,7 +112,12 @@ def _cell(name: str, label: str, spec: TensorSpec, value: Any) -> Cell:
 
 
 def body_from_cells(page: TryPage, typed: Mapping[str, str]) -> dict[str, Any]:
-    """The V1 body of one row from the form's cells. What is no number is sent as typed: the API says what is wrong."""
+    """The V1 body of one row from the form's cells. What is no number is sent as typed: the API says what is wrong.
+
+    Without cells (a model of pictures, and no picture chosen) it is a body without rows, which the API refuses.
+    """
+    if not page.cells:
+        return {"instances": []}
     values = {cell.name.removeprefix("cell_"): _value(typed.get(cell.name, ""), cell) for cell in page.cells}
     if page.by_name:
         return {"instances": [values]}

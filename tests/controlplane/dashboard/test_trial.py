@@ -15,9 +15,14 @@ from controlplane.accounts.queries import find_usable_key
 from controlplane.accounts.services import revoke_key
 from controlplane.audit.models import AuditEvent
 from controlplane.dashboard import trial
+from controlplane.dashboard.pages.tryit import body_from_cells, try_page
+from controlplane.deployments.documents import active_route
 from controlplane.deployments.models import Deployment
 from controlplane.deployments.services.trial import TrialKey, trial_key
 from tests.controlplane.cast import ACTOR
+from tests.controlplane.jobs.conftest import home, pictures
+
+__all__ = ["home", "pictures"]
 
 
 def key_of(token: str) -> ApiKey:
@@ -116,3 +121,9 @@ def test_the_page_goes_on_after_the_key_was_revoked(
         assert owners.post(f"/deployments/{deployment.name}/try/", {"json": "{}"}).status_code == 200
         revoke_key(actor=ACTOR, key=key_of(door.keys[-1]))
     assert len(set(door.keys)) == 2
+
+
+def test_a_form_of_a_picture_model_without_a_picture_asks_with_no_rows(pictures: Deployment) -> None:
+    page = try_page(active_route(pictures), None)
+    assert page is not None
+    assert body_from_cells(page, {}) == {"instances": []}

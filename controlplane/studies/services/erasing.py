@@ -1,6 +1,5 @@
 """Erases studies: the key first, without which every copy of their pictures is noise; then all that was derived."""
 
-import logging
 from datetime import timedelta
 
 from django.db import transaction
@@ -15,10 +14,7 @@ from controlplane.studies import sealing
 from controlplane.studies.models import Study, StudyPicture, StudyState
 from controlplane.studies.services.drafts import audit, discard_draft
 
-logger = logging.getLogger(__name__)
-
 PURGE_MOST = 100
-SWEEP_MOST = 1_000
 # A file is written before its row is committed; one without a row for so long has none.
 ORPHAN_AFTER = timedelta(hours=1)
 
@@ -57,24 +53,25 @@ def erase_study(*, actor: Actor, study: Study) -> Study:
 
 def purge() -> int:
     """Periodic: erases studies whose time has come, drafts among them. Returns how many."""
-    due = Study.objects.filter(erase_at__lte=timezone.now()).exclude(state=StudyState.ERASED).order_by("erase_at")
-    studies = list(due[:PURGE_MOST])
-    for study in studies:
-        try:
-            erase_study(actor=SYSTEM, study=study)
-        except DomainError as error:
-            logger.info("study %s was not erased: %s", study.pk, error.code)
-    return len(studies)
+    due = Study.objects.filter(erase_at__lte=timezone.now()).exclude(state=StudyState.ERASED)
+    erased = 0
+    for pk in list(due.order_by("erase_at").values_list("pk", flat=True)[:PURGE_MOST]):
+        with transaction.atomic():
+            # Looked at again: a draft may have been sent meanwhile, and has its retention before it now.
+            study = due.select_for_update(skip_locked=True).filter(pk=pk).first()
+            if study is not None:
+                erase_study(actor=SYSTEM, study=study)
+                erased += 1
+    return erased
 
 
 def sweep_files() -> int:
     """Periodic: removes files that no study names: their process died before the row was there. Returns how many."""
-    old = sealing.files_older_than((timezone.now() - ORPHAN_AFTER).timestamp())[:SWEEP_MOST]
-    if not old:
+    orphans = set(sealing.files_older_than((timezone.now() - ORPHAN_AFTER).timestamp()))
+    if not orphans:
         return 0
-    known = set(StudyPicture.objects.filter(name__in=old).values_list("name", flat=True))
-    known |= set(StudyPicture.objects.filter(heat_map__in=old).values_list("heat_map", flat=True))
-    orphans = set(old) - known
+    for names in StudyPicture.objects.values_list("name", "heat_map").iterator():
+        orphans.difference_update(names)
     sealing.remove_files(orphans)
     return len(orphans)
 

@@ -1,5 +1,6 @@
 """Erasing a study: no key, no file, no payload, no scores; its row and its events stay."""
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from django.utils import timezone
 
 from controlplane.accounts.models import User
 from controlplane.audit.models import AuditEvent
+from controlplane.audit.services import Actor
 from controlplane.deployments.models import Deployment
 from controlplane.errors import DomainError
 from controlplane.jobs.models import Job
@@ -18,12 +20,13 @@ from controlplane.predictions.models import Prediction
 from controlplane.studies import sealing
 from controlplane.studies.models import Study, StudyState, Verdict
 from controlplane.studies.queries import find_study, reference_of, worklist
+from controlplane.studies.services import erasing
 from controlplane.studies.services.drafts import add_picture
-from controlplane.studies.services.erasing import erase_study, purge
+from controlplane.studies.services.erasing import erase_study, purge, sweep_files
 from controlplane.studies.services.sending import send_study
 from controlplane.studies.suggestion import suggestion
 from tests.controlplane.cast import new_user, person
-from tests.controlplane.studies.conftest import Say, as_actor, picture
+from tests.controlplane.studies.conftest import Say, as_actor, draft, picture
 
 pytestmark = pytest.mark.django_db
 
@@ -104,3 +107,31 @@ def test_what_was_said_of_it_stays_hidden(ready: Study, doctor: User, team: Any,
     erase_study(actor=as_actor(doctor), study=ready)
     viewer = person(new_user("viewer", team, "viewer"))
     assert "bright" not in viewer.get(f"/api/predictions/{job_id}/").content.decode()
+
+
+def test_a_draft_that_is_sent_while_it_is_due_is_not_erased(
+    doctor: User, xray: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafts = [draft(doctor, xray, picture()) for _ in range(2)]
+    Study.objects.update(erase_at=timezone.now() - timedelta(seconds=1))
+
+    def erase(*, actor: Actor, study: Study) -> Study:
+        for other in drafts:
+            if other.pk != study.pk:
+                send_study(actor=as_actor(doctor), study=other)
+        return erase_study(actor=actor, study=study)
+
+    monkeypatch.setattr(erasing, "erase_study", erase)
+    assert purge() == 1
+    kept = Study.objects.get()
+    assert (kept.state, bool(kept.wrapped_key)) == (StudyState.SENT, True)
+
+
+def test_files_that_no_study_names_go_however_many_belong_to_studies(ready: Study) -> None:
+    orphans = [sealing.seal_file(ready, b"never named") for _ in range(3)]
+    assert sweep_files() == 0
+    for path in sealing._FILES.path.glob("*/*"):
+        os.utime(path, (0, 0))
+    assert sweep_files() == len(orphans)
+    assert sweep_files() == 0
+    assert sealing.open_file(ready, ready.pictures.get().name)

@@ -137,11 +137,11 @@ def _meant(study: Study, user: User, said: _Said) -> list[str]:
     """The labels that the answer stands for. Raises DomainError."""
     version = study.version
     assert version is not None
-    if said.answer == Answer.UNGRADABLE:
-        return []
     now = suggestion(study)
     if not now.is_final and not study.read_first:
         raise DomainError("conflict", "The suggestion is not there yet; it comes before the answer here.")
+    if said.answer == Answer.UNGRADABLE:
+        return []
     if said.answer == Answer.AGREE:
         if now.state != "ready":
             raise field_error("conflict", "answer", "There is no suggestion to agree with: say what you see.")
@@ -299,8 +299,13 @@ def give_late_feedback() -> int:
     for study_id, job_id in late[:LATE_MOST]:
         if job_id is not None:
             by_study.setdefault(study_id, []).append(job_id)
-    for study in Study.objects.filter(pk__in=by_study).select_related("version__model"):
+    for study_id in by_study:
         with transaction.atomic():
+            # Under the lock: a verdict that is changed meanwhile would else be overwritten by the one before it.
+            found = Study.objects.select_for_update(of=("self",)).filter(pk=study_id, state=StudyState.READ)
+            study = found.select_related("version__model").first()
+            if study is None:
+                continue
             counts = _counting(study, list(study.verdicts.filter(latest=True).select_related("reader")))
             if counts is not None:
                 reader = Actor(f"user:{counts.reader.get_username()}", str(counts.reader_id), counts.reader_id)

@@ -15,6 +15,7 @@ from controlplane.jobs.running import run_batch
 from controlplane.predictions.models import Feedback
 from controlplane.studies.models import Reading, Study, StudyState, Verdict
 from controlplane.studies.queries import find_study, shows_suggestion, visible_verdicts
+from controlplane.studies.services import verdicts
 from controlplane.studies.services.policy import set_policy
 from controlplane.studies.services.sending import send_study
 from controlplane.studies.services.verdicts import give_late_feedback, open_study, show_suggestion
@@ -118,7 +119,7 @@ def test_nobody_else_gives_a_verdict(
 
 
 def test_without_the_suggestion_there_is_no_verdict_yet(sent: Study, doctor: User, say: Say) -> None:
-    for answer in ("agree", "correct"):
+    for answer in ("agree", "correct", "ungradable"):
         with pytest.raises(DomainError) as refused:
             say(sent, doctor, answer, *(["dark"] if answer == "correct" else []))
         assert refused.value.code == "conflict"
@@ -161,6 +162,37 @@ def test_in_the_read_first_mode_the_answer_comes_first_and_is_blind(
     changed = say(study, doctor, "agree", number=1)
     assert (changed.blinded, changed.labels) == (False, ["dark", "bright"])
     assert {blind for _, _, blind in counted()} == {False}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_late_feedback_is_not_laid_over_an_answer_that_is_changed_meanwhile(
+    doctor: User, xray: Deployment, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy(doctor, xray, read_first=True)
+    study = send_study(actor=as_actor(doctor), study=draft(doctor, xray, picture()))
+    say(study, doctor, "correct", "bright")
+    run_batch("x")
+    counting = verdicts._counting
+    threads: list[threading.Thread] = []
+
+    def change() -> None:
+        say(study, doctor, "correct", "dark", number=1)
+        connection.close()
+
+    def at_the_wrong_moment(*args: Any) -> Any:
+        found = counting(*args)
+        if not threads:
+            threads.append(threading.Thread(target=change))
+            threads[0].start()
+            # It ends only where nothing holds it up.
+            threads[0].join(timeout=1)
+        return found
+
+    monkeypatch.setattr(verdicts, "_counting", at_the_wrong_moment)
+    give_late_feedback()
+    threads[0].join()
+
+    assert [truth for truth, _, _ in counted()] == [{"labels": ["dark"]}]
 
 
 def test_a_suggestion_is_hidden_until_the_answer_and_its_first_sight_is_dated(

@@ -317,7 +317,7 @@ def _age_words(age: str) -> str:
 
 def _years(age: str) -> float | None:
     """Years of a DICOM age string (034Y, 006M)."""
-    if len(age) != 4 or not age[:3].isdigit() or age[3] not in "DWMY":
+    if len(age) != 4 or not age[:3].isdecimal() or age[3] not in "DWMY":
         return None
     return int(age[:3]) / {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}[age[3]]
 
@@ -326,13 +326,13 @@ def _age_range(text: str) -> tuple[float, float] | None:
     """(least, most) years of "18-90", "18–90 years", "18+" or "under 6"; None where it reads as none of these."""
     words = text.lower().replace("–", "-").replace("years", "").replace("year", "").replace(" to ", "-").strip()
     for prefix, of in (("under ", (0.0, -1e-9)), ("from ", (0.0, 0.0)), ("over ", (1e-9, 0.0))):
-        if words.startswith(prefix) and words.removeprefix(prefix).strip().isdigit():
+        if words.startswith(prefix) and words.removeprefix(prefix).strip().isdecimal():
             bound = float(words.removeprefix(prefix))
             return (0.0, bound + of[1]) if prefix == "under " else (bound + of[0], 200.0)
-    if words.endswith("+") and words[:-1].strip().isdigit():
+    if words.endswith("+") and words[:-1].strip().isdecimal():
         return float(words[:-1]), 200.0
     low, dash, high = (part.strip() for part in words.partition("-"))
-    if dash and low.isdigit() and high.isdigit():
+    if dash and low.isdecimal() and high.isdecimal():
         # A range of whole years includes the last one.
         return float(low), float(high) + 1 - 1e-9
     return None

@@ -85,6 +85,7 @@ def test_scores_stand_beside_their_thresholds_highest_first() -> None:
         ({"age_range": "18+"}, {"age": "090Y"}, 0),
         ({"age_range": "under 6"}, {"age": "006Y"}, 1),
         ({"age_range": "adults"}, {"age": "006Y"}, 0),
+        ({"age_range": "²+"}, {"age": "006Y"}, 0),
         ({"modality": "CR", "view": "PA", "age_range": "18-90"}, {"modality": "CT", "view": "LL", "age": "001D"}, 3),
     ],
 )

@@ -39,7 +39,7 @@ def read_blackouts(text: str) -> list[tuple[int, int, int, int]]:
     """The rectangles that came with a picture: JSON [[x, y, width, height], ...]. Raises DomainError."""
     try:
         rectangles = json.loads(text or "[]")
-    except ValueError:
+    except (ValueError, RecursionError):
         rectangles = None
     whole = isinstance(rectangles, list) and all(
         isinstance(each, list) and len(each) == 4 and all(type(part) is int and part >= 0 for part in each)

@@ -17,7 +17,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from controlplane.accounts.models import Right
 from controlplane.audit.requests import person_actor
-from controlplane.dashboard.access import require_anywhere, user_of
+from controlplane.dashboard.access import require, require_anywhere, user_of
 from controlplane.dashboard.forms.studies import StudyForm, read_blackouts
 from controlplane.dashboard.views.patients import is_script, kept_nowhere, own_study, refused
 from controlplane.errors import DomainError, field_error
@@ -162,6 +162,8 @@ def _draft(request: HttpRequest) -> Study:
         raise field_error("validation_error", "study", "The form is not whole. Reload the page.") from None
     existing = Study.objects.filter(pk=identity, created_by=user).select_related("deployment", "team").first()
     if existing is not None:
+        # The person may have left its team since.
+        require(request, Right.STUDY, existing.team_id)
         return existing
     deployments = queries.image_deployments(user)
     form = StudyForm(request.POST, deployments=deployments)

@@ -55,11 +55,14 @@ def study(request: HttpRequest, study_id: uuid.UUID) -> HttpResponse:
 @kept_nowhere
 @require_safe
 def state(request: HttpRequest, study_id: uuid.UUID) -> HttpResponse:
-    """The live part, while the suggestion is on its way. It is the page that is audited, not each poll."""
+    """The live part, while the suggestion is on its way. Audited is what tells something: not each poll before it."""
     found = find_study(request, study_id)
     if found.state in (StudyState.ERASED, StudyState.DRAFT):
         return HttpResponse(status=204, headers={"HX-Refresh": "true"})
-    page = study_page(found, user_of(request))
+    user = user_of(request)
+    page = study_page(found, user)
+    if page.poll_s is None or (page.current and queries.reading_of(found, user) is None):
+        open_study(actor=person_actor(request), study=found, user=user)
     _note_shown(request, page)
     return live_partial(request, "studies/_suggestion.html", {"page": page})
 
@@ -76,6 +79,7 @@ def verdict(request: HttpRequest, study_id: uuid.UUID) -> HttpResponse:
             messages.error(request, str(error))
             return redirect("pages:study", study_id=found.pk)
         # What was typed stays; the number is the present one, so that sending it again is a decision.
+        open_study(actor=person_actor(request), study=found, user=user_of(request))
         page = study_page(found, user_of(request), typed=typed, conflict=str(error))
         return _page(request, page, status=error.status)
     words = (

@@ -132,8 +132,21 @@ def test_each_view_of_a_study_and_its_pictures_is_audited(doctors: Client, docto
     for path in looks(ready):
         doctors.get(path)
     seen = AuditEvent.objects.filter(actor_id=str(doctor.pk), action__endswith=".view").order_by("pk")
-    assert [event.action for event in seen] == ["study.view", *["picture.view"] * 3]
+    assert [event.action for event in seen] == [*["study.view"] * 2, *["picture.view"] * 3]
     assert REFERENCE not in str([event.after for event in AuditEvent.objects.all()])
+
+
+def test_what_is_told_without_opening_the_page_is_audited_too(
+    doctors: Client, second: User, team: Team, ready: Study
+) -> None:
+    signed_in(second).get(f"/studies/{ready.pk}/state/")
+    assert verdict(signed_in(second), ready, answer="nonsense").status_code == 422
+    verdict(doctors, ready, answer="correct", labels="dark")
+    scientist = new_user("scientist", team, Role.DATA_SCIENTIST)
+    signed_in(scientist).get(f"/studies/{ready.pk}/state/")
+    seen = AuditEvent.objects.filter(action="study.view")
+    assert seen.filter(actor_id=str(second.pk)).count() == 2
+    assert seen.filter(actor_id=str(scientist.pk)).count() == 1
 
 
 def test_pictures_are_named_neutrally_and_of_full_depth(doctors: Client, ready: Study) -> None:
@@ -199,7 +212,11 @@ def test_a_script_sends_file_by_file_with_black_areas(doctors: Client, doctor: U
     assert Job.objects.count() == 1
 
 
-@pytest.mark.parametrize("areas", ["{", '"x"', "[[1, 2, 3]]", "[[1, 2, 3, true]]", "[[-1, 0, 5, 5]]", "[[0, 0, 0, 5]]"])
+@pytest.mark.parametrize(
+    "areas",
+    ["{", '"x"', "[[1, 2, 3]]", "[[1, 2, 3, true]]", "[[-1, 0, 5, 5]]", "[[0, 0, 0, 5]]", "[" * 100_000],
+    ids=range(7),
+)
 def test_areas_that_are_none_are_refused(doctors: Client, doctor: User, xray: Deployment, areas: str) -> None:
     study = draft(doctor, xray)
     body = {"file": file_of(picture()), "blackouts": areas}
@@ -262,6 +279,20 @@ def test_a_draft_survives_a_session_that_ended(doctors: Client, doctor: User, xr
 def test_a_draft_is_its_makers_alone(second: User, doctor: User, xray: Deployment) -> None:
     study = draft(doctor, xray, picture())
     assert signed_in(second).get(f"/studies/{study.pk}/").status_code == 404
+
+
+def test_who_left_the_team_cannot_go_on_with_a_draft_of_it(
+    doctor: User, team: Team, other_team: Team, xray: Deployment
+) -> None:
+    study = draft(doctor, xray, picture())
+    doctor.memberships.all().delete()
+    doctor.memberships.create(team=other_team, role=Role.DOCTOR)
+    client = signed_in(doctor)
+    answer = client.post("/studies/new/", {"study": str(study.pk), "file": file_of(picture(20))})
+    assert answer.status_code == 403
+    assert client.post("/studies/new/", {"study": str(study.pk)}, headers=SCRIPT).status_code == 403
+    study.refresh_from_db()
+    assert (study.state, study.pictures.count()) == (StudyState.DRAFT, 1)
 
 
 def test_a_picture_is_removed_and_a_draft_discarded(doctors: Client, doctor: User, xray: Deployment) -> None:

@@ -42,12 +42,20 @@ def states(deployment_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, DriftState]:
 
 
 def refresh_one(now: datetime | None = None) -> bool:
-    """Periodic: looks at the deployment whose verdict is oldest, where one is older than FRESH; False where none is."""
+    """Periodic: looks at the deployment whose verdict is oldest, where one is older than FRESH; False where none is.
+
+    One that cannot be looked at keeps its last verdict and has its turn again after FRESH: it holds up no other.
+    """
     now = now or timezone.now()
     stale = Deployment.objects.current().filter(Q(drift_verdict=None) | Q(drift_verdict__checked_at__lt=now - FRESH))
     deployment = stale.order_by(F("drift_verdict__checked_at").asc(nulls_first=True), "pk").first()
     if deployment is None:
         return False
+    DriftVerdict.objects.update_or_create(
+        deployment=deployment,
+        defaults={"checked_at": now},
+        create_defaults={"checked_at": now, "compared": 0, "moved": 0},
+    )
     keep(deployment, drift(deployment, Interval.of(now - WINDOW, now)), now)
     return True
 

@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from django.utils import timezone
 
@@ -38,6 +39,22 @@ def test_the_oldest_verdict_is_renewed_first_and_none_too_often(deployment: Depl
     Deployment.objects.update(retired_at=now)
     assert not drift_state.refresh_one(now + timedelta(minutes=6))
     assert set(drift_state.states([other.pk])) == {other.pk}
+
+
+def test_one_that_cannot_be_looked_at_holds_up_no_other(deployment: Deployment, version: ModelVersion) -> None:
+    broken = make_version(make_model(version.model.team, "broken"))
+    ReferenceDigests.objects.create(version=broken, packed=b"no digests")
+    other = make_deployment(version.model.team, broken.model, "other")
+    record_predictions([served(other, broken, features={"amount": [1.0]})])
+    now = timezone.now()
+    outcomes: list[bool | None] = []
+    for _ in range(3):
+        try:
+            outcomes.append(drift_state.refresh_one(now))
+        except msgspec.DecodeError:
+            outcomes.append(None)
+    assert sorted(outcomes, key=str) == [False, None, True]
+    assert drift_state.states([other.pk])[other.pk].word == "unknown"
 
 
 def test_it_tells_moved_steady_and_unknown(deployment: Deployment, version: ModelVersion) -> None:

@@ -182,8 +182,14 @@ def _draft(request: HttpRequest) -> Study:
 def _add_and_send(request: HttpRequest, study: Study) -> HttpResponse:
     """What a form without script does. A refused file keeps the study a draft, with the pictures that were fit."""
     actor = person_actor(request)
+    files = request.FILES.getlist("file")
+    if not files and _is_too_large(request):
+        words = (
+            f"All pictures of one form have at most {settings.SIGNALBOX_MAX_PICTURE_BYTES // 1024**2} MB: send fewer."
+        )
+        return _refused(request, study, DomainError("too_large", words))
     fit = True
-    for position, file in enumerate(request.FILES.getlist("file"), 1):
+    for position, file in enumerate(files, 1):
         try:
             add_picture(actor=actor, study=study, content=_content(file))
         except DomainError as error:
@@ -203,14 +209,17 @@ def _add_and_send(request: HttpRequest, study: Study) -> HttpResponse:
 def _one_file(request: HttpRequest) -> bytes:
     """The one file of the request. Raises DomainError for none, and for several."""
     files = [file for name in request.FILES for file in request.FILES.getlist(name)]
-    most: int = settings.SIGNALBOX_MAX_PICTURE_BYTES
-    if not files and int(request.META.get("CONTENT_LENGTH") or 0) > most:
-        # The memory-only handler takes no part of a body that is larger.
-        raise DomainError("too_large", f"A picture has at most {most // 1024**2} MB.")
+    if not files and _is_too_large(request):
+        raise DomainError("too_large", f"A picture has at most {settings.SIGNALBOX_MAX_PICTURE_BYTES // 1024**2} MB.")
     if len(files) != 1:
         said = "Choose a picture." if not files else "Send one picture at a time."
         raise field_error("validation_error", "file", said)
     return _content(files[0])
+
+
+def _is_too_large(request: HttpRequest) -> bool:
+    """Whether the memory-only handler takes no file of the body."""
+    return int(request.META.get("CONTENT_LENGTH") or 0) > settings.SIGNALBOX_MAX_PICTURE_BYTES
 
 
 def _content(file: "UploadedFile[Any]") -> bytes:

@@ -234,6 +234,18 @@ def test_one_file_at_a_time_means_one(doctors: Client, doctor: User, xray: Deplo
     assert not study.pictures.exists()
 
 
+def test_a_form_too_large_for_its_files_sends_nothing(
+    doctors: Client, doctor: User, xray: Deployment, settings: Any
+) -> None:
+    study = draft(doctor, xray, picture())
+    settings.SIGNALBOX_MAX_PICTURE_BYTES = settings.FILE_UPLOAD_MAX_MEMORY_SIZE = len(picture()) + 100
+    answer = new_study(doctors, picture(20), picture(30), identity=study.pk)
+    assert (answer.status_code, answer.headers["Location"]) == (302, f"/studies/{study.pk}/")
+    assert "send fewer" in doctors.get(f"/studies/{study.pk}/").content.decode()
+    study.refresh_from_db()
+    assert (study.state, study.pictures.count()) == (StudyState.DRAFT, 1)
+
+
 def test_a_heic_picture_is_named_and_the_fit_ones_are_kept(doctors: Client, xray: Deployment) -> None:
     answer = new_study(doctors, picture(), HEIC)
     study = Study.objects.get()

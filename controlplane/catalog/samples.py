@@ -3,9 +3,12 @@
 import logging
 from functools import lru_cache
 
+import msgspec
+
 from controlplane.catalog.models import ModelVersion
 from controlplane.catalog.storage import path_of
 from inference.contracts import VersionRoute
+from inference.errors import InferenceError
 from inference.runtime.plans import plan_of
 from inference.runtime.sample_calls import Sample
 from inference.runtime.samples import SampleRequest, sample_in_sandbox
@@ -37,7 +40,7 @@ def _read(sha256: str, request: SampleRequest) -> Sample:
     """An example is worth no error page: where the file gives no row, the caller's neutral values stand."""
     try:
         return _read_once(sha256, request)
-    except (SandboxKilled, OSError, RuntimeError) as error:
+    except (SandboxKilled, InferenceError, msgspec.MsgspecError, OSError, RuntimeError) as error:
         logger.warning("no example from the file %s: %s", sha256[:12], error)
         return {}
 

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from inference.errors import InferenceError
-from inference.runtime.digest import pack
+from inference.runtime.digest import pack, unpack
 from inference.runtime.reference_columns import MISSING, PICTURES, TARGET, digests
 from inference.runtime.sandbox import Limits, Sandbox, SandboxKilled
 from inference.runtime.sandbox_child import given_file
@@ -92,7 +92,14 @@ def read_in_sandbox(sandbox: Sandbox, path: Path, request: ReferenceRequest, lim
                 "crash": "The file is damaged: it made its reader crash.",
             }[killed.reason]
         )
-    return msgspec.msgpack.decode(result.output, type=Reference)
+    try:
+        reference = msgspec.msgpack.decode(result.output, type=Reference)
+        for column in unpack(reference.digests).values():
+            column.values()
+    except (msgspec.MsgspecError, ValueError):
+        # A child that a file took over may answer anything; what is stored must be readable.
+        _refuse("The file is damaged: it made its reader say nonsense.")
+    return reference
 
 
 def read_bytes(argument: bytes) -> bytes:

@@ -143,6 +143,7 @@ def test_a_zip_bomb_is_refused_by_its_index(monkeypatch: pytest.MonkeyPatch) -> 
         ("hoard", "needs more than 256 MB of memory"),
         ("sleep", "could not be read within 1 seconds"),
         ("segfault", "made its reader crash"),
+        ("echo", "made its reader say nonsense"),
     ],
 )
 def test_a_file_that_its_reader_does_not_survive_is_refused(

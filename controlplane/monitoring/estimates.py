@@ -73,11 +73,11 @@ def delta_error(cells: Iterable[tuple[float, float]], n: float) -> float:
 
 def f1(tp: float, fp: float, fn: float) -> Metric:
     """F1 = 2 tp / (2 tp + fp + fn) with its delta-method interval (Takahashi et al. 2022)."""
-    weight = 2 * tp + fp + fn
-    if weight <= 0:
+    # The cases outside these three have slope 0 and their number cancels out. A step that holds a revision, and not the
+    # feedback before it, has negative counts.
+    weight, n = 2 * tp + fp + fn, tp + fp + fn
+    if weight <= 0 or n <= 0:
         return unknown()
-    # The cases outside these three have slope 0 and their number cancels out.
-    n = tp + fp + fn
     slope_tp, slope_other = 2 * (fp + fn) * n / weight**2, -2 * tp * n / weight**2
     return share_with_error(2 * tp / weight, delta_error([(tp, slope_tp), (fp + fn, slope_other)], n), n)
 
@@ -110,7 +110,7 @@ def auroc(histograms: Mapping[str, Mapping[str, int]]) -> tuple[Metric, Number]:
     variance = _variance(of_true, area) / positives + _variance(of_false, area) / negatives
     # Perfect separation has no variance to go by; then the rarer kind says how sure that can be.
     cases = positives + negatives if variance > 0 else min(positives, negatives)
-    found = share_with_error(area, math.sqrt(variance), cases)
+    found = share_with_error(area, math.sqrt(max(0.0, variance)), cases)
     return found, round(ties / 2 / (positives * negatives), 6)
 
 

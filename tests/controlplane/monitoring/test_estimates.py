@@ -10,7 +10,7 @@ import pytest
 from sklearn import metrics
 
 from controlplane.monitoring.estimates import auroc, f1, mean, share_with_error, wilson
-from controlplane.monitoring.scoring import right_of, scored
+from controlplane.monitoring.scoring import is_worse, no_better, right_of, scored
 from controlplane.predictions import tallies
 from inference.contracts import Task
 
@@ -176,6 +176,23 @@ def test_blind_truths_are_counted_apart_and_taken_away_again() -> None:
     gone = added([total, told("ok", False, -1), told("fraud", True, -1), told("ok", True, -1)])
     assert scored(gone)["n"] == 0
     assert gone.get("blind", {"n": 0})["n"] == 0
+
+
+@pytest.mark.parametrize("task", [Task.TABULAR_CLASSIFICATION, Task.IMAGE_MULTILABEL, Task.RANKING])
+def test_a_step_that_holds_revisions_without_what_they_revise_still_has_an_answer(task: Task) -> None:
+    draw = random.Random(5)
+    names = ["a", "b", "c"]
+    for _ in range(2_000):
+        tally: tallies.Tally = {"n": 0}
+        for _ in range(draw.randint(1, 4)):
+            scores = {name: [draw.choice((0.1, 0.5, 0.9))] for name in names}
+            for sign in draw.sample((1, -1), draw.randint(1, 2)):
+                said = draw.sample(names, draw.randint(1, 2) if task is not Task.TABULAR_CLASSIFICATION else 1)
+                truth = {"labels": said} if task is not Task.TABULAR_CLASSIFICATION else {"label": said[0]}
+                tallies.merge(tally, tallies.tally_of(task, truth, scores, names, {}, sign=sign))
+        figures = scored(tally)
+        assert not is_worse(figures) or figures["constant"] is not None
+        no_better(figures)
 
 
 def test_nothing_labelled_has_no_figures() -> None:

@@ -74,6 +74,7 @@ class Study(models.Model):
     reference_digest = models.CharField(max_length=64, blank=True)
     state = models.CharField(max_length=8, choices=StudyState, default=StudyState.DRAFT)
     purpose = models.CharField(max_length=8, default="research", help_text="the deployment's when it was sent")
+    approver = models.CharField(max_length=200, blank=True, help_text="likewise; who had approved clinical use")
     read_first = models.BooleanField(default=False)
     readers = models.PositiveSmallIntegerField(default=1)
     created_by = models.ForeignKey(User, on_delete=models.PROTECT, related_name="+")

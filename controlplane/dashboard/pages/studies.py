@@ -218,7 +218,7 @@ def _notice(study: Study, said: Suggestion) -> str:
     version = study.version
     intended: Mapping[str, Any] = version.intended_use if version is not None else {}
     if study.purpose == "clinical":
-        parts = [f"Clinical deployment, approved by {study.deployment.approver}."]
+        parts = [f"Clinical deployment, approved by {study.approver}."]
     else:
         parts = ["Research deployment."]
     told = ", ".join(_made_for({name: str(value) for name, value in intended.items() if value}))

@@ -29,7 +29,6 @@ def send_study(*, actor: Actor, study: Study) -> Study:
     The split's bucket is the study's id, so a study never mixes versions. Raises DomainError `validation_error` (no
     picture, or a version that takes none), `gone`, `no_active_version`, `overloaded`, `storage_full`, `not_found`.
     """
-    deployment = Deployment.objects.get(pk=study.deployment_id)
     sealed: dict[str, tuple[str, bytes]] = {}
     used: set[str] = set()
     try:
@@ -44,7 +43,7 @@ def send_study(*, actor: Actor, study: Study) -> Study:
             if locked.state == StudyState.ERASED:
                 raise DomainError("gone", "The study was erased.")
             if locked.state == StudyState.DRAFT:
-                sent = _send(actor, locked, deployment, sealed)
+                sent = _send(actor, locked, Deployment.objects.get(pk=study.deployment_id), sealed)
                 used = {sealed[name][0] for name in sent}
     finally:
         for name, _ in sealed.values():
@@ -84,11 +83,12 @@ def _send(actor: Actor, study: Study, deployment: Deployment, sealed: dict[str, 
     now = timezone.now()
     study.version = version
     study.state = StudyState.SENT
-    study.purpose = deployment.purpose
+    study.purpose, study.approver = deployment.purpose, deployment.approver
     study.read_first = policy.read_first
     study.readers = policy.readers
     study.sent_at = now
     study.erase_at = now + timedelta(days=policy.retention_days)
-    study.save(update_fields=["version", "state", "purpose", "read_first", "readers", "sent_at", "erase_at"])
+    copied = ["purpose", "approver", "read_first", "readers"]
+    study.save(update_fields=["version", "state", *copied, "sent_at", "erase_at"])
     audit(actor, "study.send", study, after={"version": version.number, "pictures": len(pictures)})
     return [picture.name for picture in pictures]

@@ -17,6 +17,7 @@ from pytest_django import DjangoAssertNumQueries
 from controlplane.accounts.models import Role, Team, User
 from controlplane.audit.models import AuditEvent
 from controlplane.deployments.models import Deployment
+from controlplane.deployments.services.purpose import set_purpose
 from controlplane.jobs.beating import beat
 from controlplane.jobs.models import Job, Worker
 from controlplane.jobs.running import run_batch
@@ -355,6 +356,17 @@ def test_a_result_says_what_it_is_and_claims_no_more(doctors: Client, ready: Stu
     assert "Made for: PA or AP view, DX or CR, age 18-90." in page
     assert "The pictures do not all say their modality, view or age" in page
     assert "Nothing is on record" in page
+
+
+def test_a_study_names_who_had_approved_it_whatever_comes_after(
+    doctors: Client, doctor: User, xray: Deployment
+) -> None:
+    set_purpose(actor=as_actor(doctor), deployment=xray, purpose="clinical", approver="Dr. May")
+    study = send_study(actor=as_actor(doctor), study=draft(doctor, xray, picture()))
+    set_purpose(actor=as_actor(doctor), deployment=xray, purpose="clinical", approver="Dr. June")
+    assert "approved by Dr. May." in doctors.get(f"/studies/{study.pk}/").content.decode()
+    set_purpose(actor=as_actor(doctor), deployment=xray, purpose="research")
+    assert "approved by Dr. May." in doctors.get(f"/studies/{study.pk}/").content.decode()
 
 
 def verdict(client: Client, study: Study, **fields: Any) -> Any:

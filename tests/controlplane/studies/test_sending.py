@@ -137,7 +137,7 @@ def test_what_does_not_fit_the_intended_use_is_said(doctor: User, xray: Deployme
     assert [said.split(";")[0] for said in told.mismatches] == [
         "Picture 2: Wrong modality: the picture says CT",
         "Picture 2: Wrong view: the picture says LATERAL",
-        "Picture 2: Wrong age: the picture says 004Y",
+        "Picture 2: Wrong age: the picture says 4 years",
     ]
 
 

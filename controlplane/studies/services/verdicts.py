@@ -7,10 +7,11 @@ from datetime import timedelta
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Exists, F, OuterRef
+from django.db.models import Exists, F, OuterRef, Q
 from django.utils import timezone
 
 from controlplane.accounts.models import Right, User
+from controlplane.audit.models import AuditEvent
 from controlplane.audit.services import Actor
 from controlplane.deployments.models import Deployment
 from controlplane.deployments.services.deployments import check_text
@@ -205,11 +206,22 @@ def _add(study: Study, user: User, said: _Said, before: Verdict | None, part: st
         answer=said.answer,
         labels=said.labels,
         certainty=said.certainty,
-        blinded=reading.shown_at is None,
+        blinded=reading.shown_at is None and not _saw_scores(study, user),
         comment=sealing.seal_text(study, said.comment, "comment"),
         opened_at=reading.opened_at,
         given_at=now,
     )
+
+
+def _saw_scores(study: Study, user: User) -> bool:
+    """Whether who may see payloads too has looked at the scores where jobs and predictions are shown: the audit log
+    knows. One query, and none for whoever is a doctor alone."""
+    if Right.VIEW_PAYLOAD not in user.rights_in(study.team_id):
+        return False
+    jobs = [str(job_id) for job_id in study.pictures.values_list("job_id", flat=True)]
+    alone = Q(target_type__in=["job", "prediction"], target_id__in=jobs)
+    listed = Q(target_type="deployment", target_id=str(study.deployment_id), at__gte=study.sent_at)
+    return AuditEvent.objects.filter(alone | listed, action="payload.view", actor_id=str(user.pk)).exists()
 
 
 def _was_shown(study: Study, user: User) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from controlplane.accounts.models import User
+from controlplane.accounts.models import Role, Team, User
 from controlplane.audit.models import AuditEvent
 from controlplane.deployments.models import Deployment
 from controlplane.errors import DomainError
@@ -19,6 +19,7 @@ from controlplane.studies.services import verdicts
 from controlplane.studies.services.policy import set_policy
 from controlplane.studies.services.sending import send_study
 from controlplane.studies.services.verdicts import give_late_feedback, open_study, show_suggestion
+from tests.controlplane.cast import signed_in
 from tests.controlplane.studies.conftest import Say, as_actor, draft, picture
 
 pytestmark = pytest.mark.django_db
@@ -162,6 +163,25 @@ def test_in_the_read_first_mode_the_answer_comes_first_and_is_blind(
     changed = say(study, doctor, "agree", number=1)
     assert (changed.blinded, changed.labels) == (False, ["dark", "bright"])
     assert {blind for _, _, blind in counted()} == {False}
+
+
+@pytest.mark.parametrize(
+    "page", ["/jobs/{job}/", "/deployments/xray/predictions/{job}/", "/deployments/xray/predictions/"]
+)
+def test_who_looked_at_the_scores_elsewhere_does_not_answer_blind(
+    doctor: User, second: User, team: Team, xray: Deployment, say: Say, page: str
+) -> None:
+    policy(doctor, xray, read_first=True, readers=2)
+    study = send_study(actor=as_actor(doctor), study=draft(doctor, xray, picture()))
+    run_batch("x")
+    for reader in (doctor, second):
+        reader.memberships.create(team=team, role=Role.DATA_SCIENTIST)
+    assert signed_in(doctor).get(page.format(job=study.pictures.get().job_id)).status_code == 200
+
+    people = User.objects.filter(pk__in=[doctor.pk, second.pk])
+    blinded = {reader.username: say(study, reader, "correct", "dark").blinded for reader in people}
+
+    assert blinded == {"doctor": False, "second": True}
 
 
 @pytest.mark.django_db(transaction=True)

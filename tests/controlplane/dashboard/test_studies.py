@@ -17,7 +17,6 @@ from pytest_django import DjangoAssertNumQueries
 from controlplane.accounts.models import Role, Team, User
 from controlplane.audit.models import AuditEvent
 from controlplane.deployments.models import Deployment
-from controlplane.deployments.services.purpose import set_purpose
 from controlplane.jobs.beating import beat
 from controlplane.jobs.models import Job, Worker
 from controlplane.jobs.running import run_batch
@@ -137,19 +136,6 @@ def test_each_view_of_a_study_and_its_pictures_is_audited(doctors: Client, docto
     assert REFERENCE not in str([event.after for event in AuditEvent.objects.all()])
 
 
-def test_what_is_told_without_opening_the_page_is_audited_too(
-    doctors: Client, second: User, team: Team, ready: Study
-) -> None:
-    signed_in(second).get(f"/studies/{ready.pk}/state/")
-    assert verdict(signed_in(second), ready, answer="nonsense").status_code == 422
-    verdict(doctors, ready, answer="correct", labels="dark")
-    scientist = new_user("scientist", team, Role.DATA_SCIENTIST)
-    signed_in(scientist).get(f"/studies/{ready.pk}/state/")
-    seen = AuditEvent.objects.filter(action="study.view")
-    assert seen.filter(actor_id=str(second.pk)).count() == 2
-    assert seen.filter(actor_id=str(scientist.pk)).count() == 1
-
-
 def test_pictures_are_named_neutrally_and_of_full_depth(doctors: Client, ready: Study) -> None:
     base = f"/studies/{ready.pk}/pictures/{ready.pictures.get().pk}/"
     pixels = doctors.get(f"{base}pixels/")
@@ -235,18 +221,6 @@ def test_one_file_at_a_time_means_one(doctors: Client, doctor: User, xray: Deplo
     assert not study.pictures.exists()
 
 
-def test_a_form_too_large_for_its_files_sends_nothing(
-    doctors: Client, doctor: User, xray: Deployment, settings: Any
-) -> None:
-    study = draft(doctor, xray, picture())
-    settings.SIGNALBOX_MAX_PICTURE_BYTES = settings.FILE_UPLOAD_MAX_MEMORY_SIZE = len(picture()) + 100
-    answer = new_study(doctors, picture(20), picture(30), identity=study.pk)
-    assert (answer.status_code, answer.headers["Location"]) == (302, f"/studies/{study.pk}/")
-    assert "send fewer" in doctors.get(f"/studies/{study.pk}/").content.decode()
-    study.refresh_from_db()
-    assert (study.state, study.pictures.count()) == (StudyState.DRAFT, 1)
-
-
 def test_a_heic_picture_is_named_and_the_fit_ones_are_kept(doctors: Client, xray: Deployment) -> None:
     answer = new_study(doctors, picture(), HEIC)
     study = Study.objects.get()
@@ -292,20 +266,6 @@ def test_a_draft_survives_a_session_that_ended(doctors: Client, doctor: User, xr
 def test_a_draft_is_its_makers_alone(second: User, doctor: User, xray: Deployment) -> None:
     study = draft(doctor, xray, picture())
     assert signed_in(second).get(f"/studies/{study.pk}/").status_code == 404
-
-
-def test_who_left_the_team_cannot_go_on_with_a_draft_of_it(
-    doctor: User, team: Team, other_team: Team, xray: Deployment
-) -> None:
-    study = draft(doctor, xray, picture())
-    doctor.memberships.all().delete()
-    doctor.memberships.create(team=other_team, role=Role.DOCTOR)
-    client = signed_in(doctor)
-    answer = client.post("/studies/new/", {"study": str(study.pk), "file": file_of(picture(20))})
-    assert answer.status_code == 403
-    assert client.post("/studies/new/", {"study": str(study.pk)}, headers=SCRIPT).status_code == 403
-    study.refresh_from_db()
-    assert (study.state, study.pictures.count()) == (StudyState.DRAFT, 1)
 
 
 def test_a_picture_is_removed_and_a_draft_discarded(doctors: Client, doctor: User, xray: Deployment) -> None:
@@ -356,17 +316,6 @@ def test_a_result_says_what_it_is_and_claims_no_more(doctors: Client, ready: Stu
     assert "Made for: PA or AP view, DX or CR, age 18-90." in page
     assert "The pictures do not all say their modality, view or age" in page
     assert "Nothing is on record" in page
-
-
-def test_a_study_names_who_had_approved_it_whatever_comes_after(
-    doctors: Client, doctor: User, xray: Deployment
-) -> None:
-    set_purpose(actor=as_actor(doctor), deployment=xray, purpose="clinical", approver="Dr. May")
-    study = send_study(actor=as_actor(doctor), study=draft(doctor, xray, picture()))
-    set_purpose(actor=as_actor(doctor), deployment=xray, purpose="clinical", approver="Dr. June")
-    assert "approved by Dr. May." in doctors.get(f"/studies/{study.pk}/").content.decode()
-    set_purpose(actor=as_actor(doctor), deployment=xray, purpose="research")
-    assert "approved by Dr. May." in doctors.get(f"/studies/{study.pk}/").content.decode()
 
 
 def verdict(client: Client, study: Study, **fields: Any) -> Any:

@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 export SIGNALBOX_DEMO ?= 1
 
-.PHONY: help run dev test check lint format bench demo-traffic screenshots reset
+.PHONY: help run dev test prove check lint format bench demo-traffic screenshots reset
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -19,6 +19,10 @@ dev: ## the same, starting parts again when a file changes
 test: ## everything that has to pass: lint, types, migrations, tests on real services and a real browser
 	@scripts/venv.sh tests
 	@scripts/test.sh test
+
+prove: ## the long proofs that `make test` leaves out: every radiograph, every asker, drift of the demo, killed workers
+	@scripts/venv.sh tests
+	@.venv/bin/pytest -n 2 --dist loadfile -m long
 
 check: ## lint, types and unit tests, without any service; under a minute
 	@scripts/venv.sh tests

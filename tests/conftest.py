@@ -32,6 +32,8 @@ NO_BROWSER = "No chromium was found: type apt-get install chromium, or skip thes
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The first test that uses the product starts it, which takes its time on a busy machine."""
+    # Files that start the whole product first: one of them alone at the end would keep a single worker busy.
+    items.sort(key=lambda item: "/e2e/" not in str(item.path))
     for item in items:
         uses = {"product", "page", "chromium"} & set(getattr(item, "fixturenames", ()))
         if uses and item.get_closest_marker("timeout") is None:

@@ -112,7 +112,7 @@ def test_the_admins_day(admin: "Page", product: Product, size: str, tmp_path: Pa
         assert {answer.headers["x-model-version"] for answer in arms} == {"1", "2"}
 
         # Watch: what was answered is on the page, live
-        admin.get_by_text("220 calls").wait_for()
+        admin.get_by_text("220 calls", exact=True).wait_for()
         admin.get_by_text("a careful start").first.wait_for()
         admin.locator("#rate-chart .main-svg").first.wait_for()
         no_serious_violation(admin)

@@ -10,7 +10,7 @@ from examples.card_fraud import generator as payments
 from tests.e2e.control import Control, control_of
 from tests.services import Product, wait_for
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 
 # Deployed as load_demo does, without its two days of history: that is its own test's.
 DEPLOY = (
@@ -34,7 +34,7 @@ def moved(control: Control, name: str, since: str) -> list[str]:
     def has_all() -> bool:
         seen = told.get("n", 0)
         told.update(control.got(f"/api/deployments/{name}/drift/?since={since}"))
-        return told["n"] >= 100 and told["n"] == seen
+        return told["n"] >= 60 and told["n"] == seen
 
     wait_for(has_all, 60, f"the log of {name}", every_s=1.0)
     assert told["baseline"] == "reference"

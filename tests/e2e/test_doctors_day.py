@@ -299,6 +299,7 @@ _DRAWN = """async (files) => {
 }"""
 
 
+@pytest.mark.long
 def test_the_canvas_shows_what_the_standard_says(clinic: Product, browser: "Browser") -> None:
     """Each golden file, grey by grey: MONOCHROME1 and 2, 8 to 16 bits, signed, tables and windows."""
     context = browser.new_context(base_url=clinic.base_url)

@@ -45,6 +45,11 @@ WITHIN = 0.02
 SCOPES = ("predict", "pin", "feedback", "read", "upload", "deploy", "admin")
 
 
+def long(value: str) -> Any:
+    """A case of `make prove` alone."""
+    return pytest.param(value, marks=pytest.mark.long)
+
+
 def golden() -> dict[str, dict[str, float]]:
     with (DATA / "nih15_expected_softmax.csv").open(newline="") as stream:
         return {
@@ -105,6 +110,7 @@ def assert_golden(shown: dict[int, dict[str, float]], files: Sequence[str]) -> N
         assert max(abs(shown[number][label] - expected[file][label]) for label in expected[file]) <= WITHIN, file
 
 
+@pytest.mark.long
 def test_58_radiographs_through_the_form_give_the_golden_scores(doctor: Person) -> None:
     files = list(golden())
     studies = [files[at : at + 12] for at in range(0, len(files), 12)]
@@ -313,7 +319,7 @@ def test_the_search_finds_what_those_see_who_may(clinic: Product, doctor: Person
         assert set(planted.said) & set(planted.found_in(job))
 
 
-@pytest.mark.parametrize("name", ["nih-foreign", "nih-viewer", "nih-developer", "nih-admin", "nih-root"])
+@pytest.mark.parametrize("name", ["nih-foreign", "nih-viewer", "nih-root", long("nih-developer"), long("nih-admin")])
 def test_another_teams_doctor_and_who_may_not_see_payloads_get_nothing_on_any_route(
     clinic: Product, planted: Planted, name: str
 ) -> None:
@@ -331,7 +337,7 @@ def test_another_teams_doctor_and_who_may_not_see_payloads_get_nothing_on_any_ro
     assert denied[0]["n"] >= len({address for address, status in own if status == 404}) - 2
 
 
-@pytest.mark.parametrize("whose", ["the same team", "another team", "nobody"])
+@pytest.mark.parametrize("whose", ["the same team", long("another team"), long("nobody")])
 def test_keys_of_every_scope_and_nobody_get_nothing_on_any_route(clinic: Product, planted: Planted, whose: str) -> None:
     scopes = [part for scope in SCOPES for part in ("--scope", scope)]
     team = ["--team", "nih-other"] if whose == "another team" else []

@@ -26,7 +26,7 @@ from tests.inference import toys
 from tests.inference.runtime.picture_files import encoded
 from tests.services import Product, wait_for
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 NAME, SLOW = "worker-studies", "worker-studies-slow"
 # Turns of the loop in the slow model: a second or more on any machine, and not many.

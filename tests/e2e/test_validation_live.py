@@ -11,7 +11,7 @@ from tests.services import Product
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.browser, pytest.mark.timeout(300)]
 
 
 def test_checks_tick_off_while_validation_runs(page: "Page", product: Product) -> None:

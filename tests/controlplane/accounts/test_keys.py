@@ -114,5 +114,5 @@ def test_scopes_are_kept_once_and_in_order(team: Team) -> None:
 
 def test_no_scope_lets_a_key_see_payloads(team: Team) -> None:
     key, _ = new_key(team, ["admin", "read", "upload", "deploy"])
-    assert rights_of_key(key) == frozenset(Right) - {Right.VIEW_PAYLOAD, Right.STUDY}
+    assert rights_of_key(key) == frozenset(Right) - {Right.VIEW_PAYLOAD, Right.STUDY, Right.PREDICT}
     assert rights_of_key(new_key(team, ["predict"])[0]) == {Right.PREDICT}

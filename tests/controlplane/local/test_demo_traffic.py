@@ -7,7 +7,7 @@ import pytest
 from controlplane.accounts.models import ApiKey, Team
 from controlplane.accounts.services import revoke_key
 from controlplane.audit.services import COMMAND
-from controlplane.local.management.commands.demo_traffic import give_truths
+from controlplane.local.demo.traffic import give_truths
 from controlplane.predictions.ingest import record_predictions
 from controlplane.predictions.models import Feedback
 from inference.routing import uuid7

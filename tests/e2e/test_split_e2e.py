@@ -26,7 +26,6 @@ from tests.services import Product, wait_for
 
 pytestmark = pytest.mark.timeout(400)
 
-KEYS = 10_000
 BODY = {"instances": [[1.0, 2.0, 3.0]]}
 CALLERS = 4
 # A fresh salt is drawn each time, so the band is one that chance leaves seven times in a million runs; the band of
@@ -128,22 +127,24 @@ def await_log(product: Product, wanted: set[UUID]) -> None:
         assert all(rows == calls for _, rows, calls in counts), counts
 
 
-def test_ten_thousand_sticky_keys_follow_the_split_stay_and_are_logged(product: Product, model: str) -> None:
-    key = deployed(product, model, "split-band", "1=90,2=10")
-    answers = answers_by_key(product, key, "split-band", KEYS)
+@pytest.mark.parametrize("keys", [2_000, pytest.param(10_000, marks=pytest.mark.long)])
+def test_sticky_keys_follow_the_split_stay_and_are_logged(product: Product, model: str, keys: int) -> None:
+    name = f"split-band-{keys}"
+    key = deployed(product, model, name, "1=90,2=10")
+    answers = answers_by_key(product, key, name, keys)
     first = versions(answers)
     share = Counter(first.values())
-    assert share["1"] + share["2"] == KEYS
-    deviation = math.sqrt(KEYS * 0.1 * 0.9)
-    assert abs(share["2"] - KEYS * 0.1) <= DEVIATIONS * deviation, share
-    some = KEYS // 5
-    assert versions(answers_by_key(product, key, "split-band", some)).items() <= first.items()
+    assert share["1"] + share["2"] == keys
+    deviation = math.sqrt(keys * 0.1 * 0.9)
+    assert abs(share["2"] - keys * 0.1) <= DEVIATIONS * deviation, share
+    some = keys // 5
+    assert versions(answers_by_key(product, key, name, some)).items() <= first.items()
     await_log(product, {answered.prediction for answered in answers.values()})
 
     # More for version 2 moves keys to it, and takes none away.
-    assert product.manage("deploy", "split-band", model, "--split", "1=70,2=30").endswith("serving")
-    wait_for(second_revision(product, key, "split-band"), 5, "the second split on every process")
-    second = versions(answers_by_key(product, key, "split-band", some))
+    assert product.manage("deploy", name, model, "--split", "1=70,2=30").endswith("serving")
+    wait_for(second_revision(product, key, name), 5, "the second split on every process")
+    second = versions(answers_by_key(product, key, name, some))
     assert all(version == "2" for customer, version in second.items() if first[customer] == "2")
     deviation = math.sqrt(some * 0.3 * 0.7)
     assert abs(Counter(second.values())["2"] - some * 0.3) <= DEVIATIONS * deviation

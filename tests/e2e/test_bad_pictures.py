@@ -19,7 +19,7 @@ from tests.e2e.control import Control, control_of
 from tests.inference.runtime.picture_files import STORAGE, chest, dicom, dicom_head, encoded, png_chunk, png_claiming
 from tests.services import Product
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 
 NAME = "bad-pictures"
 JOBS = f"/api/deployments/{NAME}/jobs/"

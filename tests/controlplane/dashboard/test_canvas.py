@@ -129,7 +129,9 @@ def pick(page: "Page", number: int) -> None:
     page.locator(f"[data-stage] canvas[data-ready='{number}']").wait_for()
 
 
-@pytest.mark.parametrize("start", range(0, len(GOLDEN), PER_STUDY))
+@pytest.mark.parametrize(
+    "start", [0, *(pytest.param(at, marks=pytest.mark.long) for at in range(PER_STUDY, len(GOLDEN), PER_STUDY))]
+)
 def test_the_canvas_shows_the_golden_grey_at_the_files_own_window(
     opened: "Callable[[Study], Page]", doctor: User, xray: Deployment, start: int
 ) -> None:

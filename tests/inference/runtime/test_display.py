@@ -64,12 +64,14 @@ def test_a_golden_file_looks_the_same_without_its_identifiers(case: Golden) -> N
 
 @pytest.mark.parametrize(
     "case",
-    [case for case in GOLDEN if "Window" in str(case.elements) or "VOILUT" in str(case.elements)],
+    [
+        case
+        for case in GOLDEN
+        if ("Window" in str(case.elements) or "VOILUT" in str(case.elements)) and case.name not in NOT_PYDICOM
+    ],
     ids=lambda case: case.name,
 )
 def test_a_golden_file_is_shown_as_pydicom_shows_it(case: Golden) -> None:
-    if case.name in NOT_PYDICOM:
-        pytest.skip("pydicom cannot read this table")
     np.testing.assert_allclose(case.shown, pydicom_grey(case.file()), atol=0.5001)
 
 

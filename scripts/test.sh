@@ -41,5 +41,5 @@ fi
 step "migrations" "${settings[@]}" "$bin/python" -W ignore manage.py makemigrations --check --dry-run
 step "deployment checks" "${production[@]}" "$bin/python" manage.py check --deploy --fail-level WARNING
 # A file's tests run in one worker, which prepares once what they share; only some of them start the whole product.
-# Four workers on two processors: much of the time is waiting. The files that start the product come first, so that none of them is left for the end; see `make prove` for `long`.
-step "tests" "$bin/pytest" -n 4 --dist loadfile --no-loadscope-reorder -m "not long" "$@"
+# Three workers on two processors: much of the time is waiting. The files that start the product come first, so that none of them is left for the end; see `make prove` for `long`.
+step "tests" "$bin/pytest" -n 3 --dist loadfile --no-loadscope-reorder -m "not long" "$@"

@@ -285,6 +285,14 @@ def _layout(dataset: Dataset) -> _Layout:
         )
     if not 1 <= int(dataset.get("BitsStored", layout.bits)) <= layout.bits:
         raise InferenceError("pixel_mismatch", "The DICOM header says more bits stored than allocated.")
+    stored = int(dataset.get("BitsStored", layout.bits))
+    # PS3.5 8.1.1 has the stored bits at the low end. Elsewhere every value would silently be another one.
+    if int(dataset.get("HighBit", stored - 1)) != stored - 1:
+        raise InferenceError(
+            "pixel_mismatch",
+            f"The DICOM header puts {stored} stored bits below bit {int(dataset.HighBit)}; the standard wants the "
+            f"highest at bit {stored - 1}.",
+        )
     return layout
 
 

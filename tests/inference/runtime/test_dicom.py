@@ -110,6 +110,7 @@ def test_the_preamble_is_not_looked_at(start: bytes) -> None:
         ("negative frames", {"NumberOfFrames": -1}),
         ("samples without colours", {"SamplesPerPixel": 3}),
         ("bits stored beyond allocated", {"BitsStored": 12}),
+        ("a high bit that is not the last stored one", {"BitsStored": 6, "HighBit": 7}),
     ],
 )
 def test_pixels_that_do_not_fit_their_header_are_refused(name: str, elements: dict[str, Any]) -> None:

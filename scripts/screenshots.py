@@ -41,8 +41,8 @@ SHOTS = (
     Shot("drift", "/deployments/card-fraud/drift/?range=24h", "table tbody tr"),
     Shot("report", "/models/card-fraud/versions/1/", ".checks li"),
     Shot("worklist", "/studies/", "[data-row]", who="doctor"),
-    Shot("study", UNREAD, ".scores li", follow=OPEN, who="doctor"),
-    Shot("study-phone", UNREAD, ".scores li", follow=OPEN, who="doctor", phone=True),
+    Shot("study", UNREAD, "canvas[data-ready='1']", follow=OPEN, who="doctor"),
+    Shot("study-phone", UNREAD, "canvas[data-ready='1']", follow=OPEN, who="doctor", phone=True),
 )
 
 

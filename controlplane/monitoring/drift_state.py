@@ -16,6 +16,8 @@ from controlplane.monitoring.models import DriftVerdict
 
 WINDOW = timedelta(hours=24)
 FRESH = timedelta(minutes=5)
+# Where there was too little to compare, which soon changes after a start.
+FRESH_UNKNOWN = timedelta(seconds=45)
 
 Word = Literal["moved", "steady", "unknown"]
 
@@ -42,12 +44,17 @@ def states(deployment_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, DriftState]:
 
 
 def refresh_one(now: datetime | None = None) -> bool:
-    """Periodic: looks at the deployment whose verdict is oldest, where one is older than FRESH; False where none is.
+    """Periodic: looks at the deployment whose verdict is oldest, where one is older than FRESH (where nothing
+    could be compared, FRESH_UNKNOWN); False where none is.
 
     One that cannot be looked at keeps its last verdict and has its turn again after FRESH: it holds up no other.
     """
     now = now or timezone.now()
-    stale = Deployment.objects.current().filter(Q(drift_verdict=None) | Q(drift_verdict__checked_at__lt=now - FRESH))
+    stale = Deployment.objects.current().filter(
+        Q(drift_verdict=None)
+        | Q(drift_verdict__checked_at__lt=now - FRESH)
+        | Q(drift_verdict__compared=0, drift_verdict__checked_at__lt=now - FRESH_UNKNOWN)
+    )
     deployment = stale.order_by(F("drift_verdict__checked_at").asc(nulls_first=True), "pk").first()
     if deployment is None:
         return False

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -95,6 +95,25 @@ def django_db_setup(
 def postgres(django_db_setup: None, cluster: Cluster) -> Cluster:
     """The run's PostgreSQL server with the migrated template: `services.new_database(postgres)` copies it."""
     return cluster
+
+
+@pytest.fixture(scope="session", autouse=True)
+def static_files_found_once() -> Iterator[None]:
+    """Each of Django's test clients has a handler of its own, which would look for every static file anew: 0.1 s."""
+    from servestatic.middleware import ServeStaticMiddleware
+
+    found: dict[str, Any] = {}
+
+    def find_once(self: ServeStaticMiddleware) -> None:
+        if not found:
+            find(self)
+            found.update(self.files)
+        self.files.update(found)
+
+    with pytest.MonkeyPatch.context() as patched:
+        find = ServeStaticMiddleware.add_files_from_finders
+        patched.setattr(ServeStaticMiddleware, "add_files_from_finders", find_once)
+        yield
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ The key is wrapped by one that is derived from the master key. Each text has the
 file its name, so that none can be put in another's place. A study without its wrapped key cannot be read by anyone.
 """
 
+import base64
+import binascii
 import hashlib
 import hmac
 import unicodedata
@@ -16,6 +18,7 @@ from controlplane.studies.models import Study
 
 STUDY_KEYS = b"signalbox-study-keys"
 REFERENCES = b"signalbox-study-references"
+SEARCHES = b"signalbox-study-searches"
 _FILES = vault.Folder("studies")
 
 
@@ -74,6 +77,23 @@ def reference_digest(team_id: uuid.UUID, reference: str) -> str:
     if not text:
         return ""
     return hmac.new(vault.derived_key(REFERENCES), team_id.bytes + text.encode(), hashlib.sha256).hexdigest()
+
+
+def seal_search(user_id: uuid.UUID, reference: str) -> str:
+    """A reference that a person looks for, as it may stand in an address: encrypted, of use to that person alone."""
+    if not reference:
+        return ""
+    sealed = vault.encrypt(vault.derived_key(SEARCHES), reference.encode(), user_id.bytes)
+    return base64.urlsafe_b64encode(sealed).decode()
+
+
+def open_search(user_id: uuid.UUID, sealed: str) -> str:
+    """What `seal_search` was given; "" for anything that it did not give to this person."""
+    try:
+        content = base64.b64decode(sealed.encode("ascii"), b"-_", validate=True)
+        return vault.decrypt(vault.derived_key(SEARCHES), content, user_id.bytes).decode()
+    except (vault.VaultError, binascii.Error, UnicodeError):
+        return ""
 
 
 def _bound(study: Study, field: str) -> bytes:

@@ -7,6 +7,7 @@ from datetime import datetime
 from urllib.parse import urlencode
 
 from controlplane.accounts.models import Right, Team, User
+from controlplane.studies import sealing
 from controlplane.studies.queries import STATUS_WORDS, Status, worklist
 
 TONES = {
@@ -23,7 +24,10 @@ TONES = {
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What the page is asked to show; unknown values are left out."""
+    """What the page is asked to show; unknown values are left out.
+
+    A case reference comes typed, in a form, or sealed, in an address: browsers' histories and proxies' logs keep those.
+    """
 
     status: str = ""
     team: str = ""
@@ -32,29 +36,39 @@ class Search:
     page: str = ""
 
     @classmethod
-    def read(cls, query: Mapping[str, str]) -> "Search":
-        status = query.get("status", "")
+    def read(cls, asked: Mapping[str, str], reference: str) -> "Search":
+        """`reference`: as it was typed."""
+        status = asked.get("status", "")
         return cls(
             status=status if status in Status._value2member_map_ else "",
-            team=query.get("team", ""),
-            mine=query.get("mine") == "1",
-            reference=query.get("reference", "").replace("\0", "").strip()[:200],
-            page=query.get("page", ""),
+            team=asked.get("team", ""),
+            mine=asked.get("mine") == "1",
+            reference=reference.replace("\0", "").strip()[:200],
+            page=asked.get("page", ""),
         )
+
+    @classmethod
+    def typed(cls, form: Mapping[str, str]) -> "Search":
+        return cls.read({**form, "page": ""}, form.get("reference", ""))
+
+    @classmethod
+    def addressed(cls, query: Mapping[str, str], user: User) -> "Search":
+        return cls.read(query, sealing.open_search(user.pk, query.get("case", "")))
 
     @property
     def filtered(self) -> bool:
         return bool(self.status or self.team or self.mine or self.reference)
 
-    def older(self, page: str) -> str:
-        """The query of the next page."""
+    def query(self, user: User, page: str = "") -> str:
+        """The query of an address that shows this to the person, from `page` on."""
         asked = {
             "status": self.status,
             "team": self.team,
             "mine": "1" if self.mine else "",
-            "reference": self.reference,
+            "case": sealing.seal_search(user.pk, self.reference),
+            "page": page,
         }
-        return urlencode({name: value for name, value in {**asked, "page": page}.items() if value})
+        return urlencode({name: value for name, value in asked.items() if value})
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,5 +123,5 @@ def worklist_page(user: User, search: Search) -> WorklistPage:
         search=search,
         statuses=[(status.value, words) for status, words in STATUS_WORDS.items()],
         teams=teams,
-        older=search.older(found.next_page) if found.next_page else "",
+        older=search.query(user, found.next_page) if found.next_page else "",
     )

@@ -5,7 +5,8 @@ import uuid
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
-from django.views.decorators.http import require_POST, require_safe
+from django.urls import reverse
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from controlplane.accounts.models import Right
 from controlplane.audit.requests import person_actor
@@ -25,12 +26,16 @@ from controlplane.studies.services.verdicts import give_verdict, open_study, sho
 
 
 @kept_nowhere
-@require_safe
+@require_http_methods(["GET", "HEAD", "POST"])
 def worklist(request: HttpRequest) -> HttpResponse:
+    """The form is posted, and answered with an address that says nothing of a case and can be gone back to."""
     require_readers(request)
     user = user_of(request)
+    if request.method == "POST":
+        asked = Search.typed(request.POST.dict()).query(user)
+        return redirect(f"{reverse('pages:studies')}?{asked}" if asked else "pages:studies")
     context = {
-        "page": worklist_page(user, Search.read(request.GET.dict())),
+        "page": worklist_page(user, Search.addressed(request.GET.dict(), user)),
         "may_study": user.has_right_anywhere(Right.STUDY),
     }
     return render(request, "studies/list.html", context)

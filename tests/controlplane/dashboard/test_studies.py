@@ -403,12 +403,11 @@ def test_the_worklist_costs_the_same_with_more_studies(
         draft(doctor, xray, reference=f"case {number}")
     with django_assert_num_queries(6):
         assert "case 4" in doctors.get("/studies/").content.decode()
-    found = doctors.get("/studies/?reference=CASE+3&mine=1&status=draft").content.decode()
-    assert "case 3" in found
-    assert "case 4" not in found
 
 
-@pytest.mark.parametrize("query", ["status=nonsense", "page=x", "team=nowhere", "reference=%00", "page=%00"])
+@pytest.mark.parametrize(
+    "query", ["status=nonsense", "page=x", "team=nowhere", "team=%00", "page=%00", "case=x", "case=%C3%A9", "case=AAAA"]
+)
 def test_a_worklist_asked_nonsense_still_answers(doctors: Client, query: str) -> None:
     assert doctors.get(f"/studies/?{query}").status_code == 200
 

@@ -15,7 +15,7 @@ from tests import services
 from tests.services import Cluster, Product
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, BrowserContext, Page
     from pytest_django.plugin import DjangoDbBlocker
 
 CHROMIUM_FLAGS = [
@@ -176,6 +176,19 @@ def browser(chromium: "Browser") -> Iterator["Browser"]:
     """
     asyncio._set_running_loop(chromium._loop)
     yield chromium
+    asyncio._set_running_loop(None)
+
+
+@pytest.fixture(scope="module")
+def contexts(chromium: "Browser") -> Iterator["dict[str, BrowserContext]"]:
+    """What a module's tests share of the browser, by a name of theirs: cookies and caches, so that one sign-in and one
+    download of each script serve them all. A test that finds its name missing makes the context.
+    """
+    made: dict[str, BrowserContext] = {}
+    yield made
+    asyncio._set_running_loop(chromium._loop)
+    for context in made.values():
+        context.close()
     asyncio._set_running_loop(None)
 
 

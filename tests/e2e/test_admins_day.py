@@ -11,7 +11,7 @@ from tests.inference import toys
 from tests.services import Product
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -24,20 +24,24 @@ def size(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def admin(product: Product, browser: "Browser", size: str) -> Iterator["Page"]:
+def admin(product: Product, browser: "Browser", contexts: "dict[str, BrowserContext]", size: str) -> Iterator["Page"]:
     """A page of that size with the site admin signed in; a script error on it fails the test."""
-    context = browser.new_context(base_url=product.base_url, viewport=SIZES[size], has_touch=size == "phone")
-    page = context.new_page()
+    if size not in contexts:
+        contexts[size] = browser.new_context(base_url=product.base_url, viewport=SIZES[size], has_touch=size == "phone")
+        entrance = contexts[size].new_page()
+        entrance.goto("/accounts/login/")
+        entrance.get_by_label("Name or e-mail").fill("admin")
+        entrance.get_by_label("Password").fill(product.admin_password)
+        entrance.get_by_role("button", name="Sign in").click()
+        entrance.wait_for_url("**/")
+        entrance.close()
+    page = contexts[size].new_page()
     page.set_default_timeout(20_000)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto("/accounts/login/")
-    page.get_by_label("Name or e-mail").fill("admin")
-    page.get_by_label("Password").fill(product.admin_password)
-    page.get_by_role("button", name="Sign in").click()
-    page.wait_for_url("**/")
+    page.goto("/models/")
     yield page
-    context.close()
+    page.close()
     assert errors == []
 
 

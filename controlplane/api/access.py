@@ -16,9 +16,12 @@ from controlplane.api.authentication import KeyUser, actor_of
 from controlplane.catalog.models import RegisteredModel, RegisteredModelQuerySet
 from controlplane.deployments.models import Deployment, DeploymentQuerySet
 from controlplane.errors import DomainError, field_error
+from controlplane.studies.queries import awaiting_answer
 
 __all__ = [
+    "AFTER_ANSWER",
     "actor_of",
+    "awaiting",
     "key_of",
     "person_of",
     "require",
@@ -31,6 +34,8 @@ __all__ = [
 ]
 
 DEFAULT_TEAM = "default"
+# What `payload` reads where the person is to answer the study first.
+AFTER_ANSWER = "after_answer"
 
 
 def key_of(request: Request) -> ApiKey | None:
@@ -50,6 +55,12 @@ def rights(request: Request, team_id: uuid.UUID) -> frozenset[Right]:
         return rights_of_key(key) if key.team_id == team_id else frozenset()
     person = person_of(request)
     return person.rights_in(team_id) if person is not None else frozenset()
+
+
+def awaiting(request: Request, ids: Iterable[uuid.UUID]) -> set[uuid.UUID]:
+    """Which of these jobs, or predictions, the person who asks is to answer before they see what they say."""
+    person = person_of(request)
+    return awaiting_answer(person, ids) if person is not None else set()
 
 
 def require(request: Request, right: Right, team_id: uuid.UUID) -> None:

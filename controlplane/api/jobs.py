@@ -24,7 +24,17 @@ from rest_framework.views import APIView
 
 from controlplane.accounts.limits import take
 from controlplane.accounts.models import Right
-from controlplane.api.access import actor_of, key_of, person_of, require, rights, team_scope, visible_deployments
+from controlplane.api.access import (
+    AFTER_ANSWER,
+    actor_of,
+    awaiting,
+    key_of,
+    person_of,
+    require,
+    rights,
+    team_scope,
+    visible_deployments,
+)
 from controlplane.api.pagination import CursorPagination
 from controlplane.api.schema import described
 from controlplane.audit.services import record
@@ -97,13 +107,16 @@ def readable_jobs(request: Request) -> JobQuerySet:
 def shown(request: Request, job: Job) -> dict[str, Any]:
     """The job's JSON. Results are payload: their asker sees them, others with view_payload do, and that is audited.
 
-    A private job is told of where it belongs (a study): its asker sees no more of it here than others.
+    A private job is told of where it belongs (a study): its asker sees no more of it here than others, and nobody who
+    is to answer that study first.
     """
     document = job.as_json()
     key, person = key_of(request), person_of(request)
     is_own = job.key_id == key.pk if key is not None else person is not None and job.user_id == person.pk
     if not job.private and (job.result is None or is_own):
         return document
+    if job.private and awaiting(request, [job.pk]):
+        return {**job.withheld_json(), "payload": AFTER_ANSWER}
     if Right.VIEW_PAYLOAD in rights(request, job.deployment.team_id):
         record(
             actor=actor_of(request),

@@ -14,7 +14,17 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from controlplane.accounts.models import Right
-from controlplane.api.access import actor_of, key_of, require, require_anywhere, rights, team_scope, visible_deployments
+from controlplane.api.access import (
+    AFTER_ANSWER,
+    actor_of,
+    awaiting,
+    key_of,
+    require,
+    require_anywhere,
+    rights,
+    team_scope,
+    visible_deployments,
+)
 from controlplane.api.pagination import CursorPagination
 from controlplane.api.predictions_serializers import (
     BulkFeedbackAnswerSerializer,
@@ -73,21 +83,23 @@ def find_prediction(request: Request, text: str) -> tuple[Prediction, Deployment
 def withhold_private(
     request: Request, found: Sequence[Prediction], deployments: Mapping[uuid.UUID, Deployment]
 ) -> set[uuid.UUID]:
-    """Takes out of these predictions what those of private jobs hold, where whoever asks may not see payloads.
+    """Takes out of these predictions what those of private jobs hold, where whoever asks may not see payloads, or not
+    before their own answer.
 
-    Returns the ids of those: nothing that was said of them may be shown either. One query at most.
+    Returns the ids of those: nothing that was said of them may be shown either. Two queries at most.
     """
-    hidden = [
-        prediction
-        for prediction in found
-        if prediction.lane == Lane.JOB
-        and Right.VIEW_PAYLOAD not in rights(request, deployments[prediction.deployment_id].team_id)
+    jobs = [prediction for prediction in found if prediction.lane == Lane.JOB]
+    unseen = [
+        prediction.id
+        for prediction in jobs
+        if Right.VIEW_PAYLOAD not in rights(request, deployments[prediction.deployment_id].team_id)
     ]
-    private = Job.objects.private_among(prediction.id for prediction in hidden) if hidden else set()
-    for prediction in hidden:
-        if prediction.id in private:
+    withheld = Job.objects.private_among(unseen) if unseen else set()
+    withheld |= awaiting(request, [prediction.id for prediction in jobs])
+    for prediction in jobs:
+        if prediction.id in withheld:
             prediction.withhold()
-    return private
+    return withheld
 
 
 class PredictionList(GenericAPIView[Any]):
@@ -154,7 +166,7 @@ class PredictionDetail(GenericAPIView[Any]):
         return Response(
             {
                 **queries.prediction_json(prediction, deployment.name),
-                "payload": "shown" if may_see else "withheld",
+                "payload": AFTER_ANSWER if may_see and withheld else "shown" if may_see else "withheld",
                 "inputs": prediction.inputs if may_see else None,
                 "outputs": prediction.outputs if may_see else None,
                 "scores": prediction.scores if may_see else None,

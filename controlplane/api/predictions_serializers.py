@@ -4,6 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
+from controlplane.api.access import AFTER_ANSWER
 from controlplane.monitoring.intervals import read_moment
 from inference.contracts import Outcome, Role, Source
 
@@ -93,7 +94,7 @@ class PredictionSerializer(serializers.Serializer[Any]):
 
 
 class PredictionDetailSerializer(PredictionSerializer):
-    payload = serializers.ChoiceField(choices=["shown", "withheld"])
+    payload = serializers.ChoiceField(choices=["shown", "withheld", AFTER_ANSWER])
     inputs = serializers.JSONField(allow_null=True)
     outputs = serializers.JSONField(allow_null=True)
     scores = serializers.JSONField(allow_null=True)

@@ -231,6 +231,19 @@ def shows_suggestion(study: Study, user: User) -> bool:
     return own_verdict(study, user) is not None
 
 
+def awaiting_answer(user: User, ids: Iterable[uuid.UUID]) -> set[uuid.UUID]:
+    """Which of these jobs, or of the predictions that they became, this person is to answer before any page or address
+    shows what they say: as `shows_suggestion`. One query; none for who reads no studies."""
+    asked = list(ids)
+    teams = [membership.team_id for membership in user._memberships() if Right.STUDY in membership.rights]
+    if not (asked and teams):
+        return set()
+    own = Verdict.objects.filter(study=OuterRef("study"), reader=user, latest=True)
+    found = StudyPicture.objects.filter(job__in=asked, study__read_first=True, study__team__in=teams)
+    hidden = found.exclude(study__state=StudyState.READ).exclude(Exists(own)).values_list("job_id", flat=True)
+    return {job_id for job_id in hidden if job_id is not None}
+
+
 def visible_verdicts(study: Study, user: User) -> list[Verdict]:
     """The history of verdicts as this person may see it, newest first, readers joined. Two queries.
 

@@ -7,11 +7,12 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
-from controlplane.accounts.models import ApiKey
+from controlplane.accounts.models import ApiKey, Right, User
 from controlplane.deployments.models import Deployment
 from controlplane.jobs.models import Job
 from controlplane.predictions.models import Feedback, Prediction
 from controlplane.predictions.partitions import first_id
+from controlplane.studies.queries import awaiting_answer
 from inference.contracts import Lane, Outcome
 
 PAGE_SIZE = 50
@@ -40,22 +41,27 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class PredictionList:
+    """A page of the log. `awaiting`: those of its rows whose scores are shown after the asker's own answer."""
+
     rows: list[Prediction]
     search: Search
     older: str
     outcomes: list[str]
     shows_scores: bool
+    awaiting: set[uuid.UUID]
 
 
 @dataclass(frozen=True, slots=True)
 class PredictionPage:
-    """One prediction. Scores, `inputs` and `outputs` are empty where the asker may not see payloads."""
+    """One prediction. Scores, `inputs` and `outputs` are empty where the asker may not see payloads; `awaits_answer`:
+    not before they have answered its study."""
 
     prediction: Prediction
     key_label: str
     feedback: list[Feedback]
     scores: list[tuple[str, Any]]
     may_see_payload: bool
+    awaits_answer: bool
     inputs: dict[str, Any] | None
     outputs: dict[str, Any] | None
 
@@ -79,10 +85,9 @@ def read_search(query: Mapping[str, str]) -> Search:
     )
 
 
-def prediction_list(
-    deployment: Deployment, search: Search, since: datetime, *, may_see_payload: bool
-) -> PredictionList:
-    """One page, newest first. One query, bounded by the partitions since `since` and by the page."""
+def prediction_list(deployment: Deployment, search: Search, since: datetime, user: User) -> PredictionList:
+    """One page, newest first. Two queries, bounded by the partitions since `since` and by the page."""
+    may_see_payload = user.has_right(Right.VIEW_PAYLOAD, deployment.team_id)
     found = Prediction.objects.of_deployments([deployment.pk]).filter(id__gte=first_id(since))
     if search.text:
         identifier = _uuid(search.text)
@@ -104,15 +109,24 @@ def prediction_list(
     hidden = ("inputs", "outputs", "context", "pictures", "warnings", *(() if may_see_payload else ("scores",)))
     rows = list(found.defer(*hidden).order_by("-id")[: PAGE_SIZE + 1])
     older = search.query(before=str(rows[PAGE_SIZE - 1].pk)) if len(rows) > PAGE_SIZE else ""
-    return PredictionList(rows[:PAGE_SIZE], search, older, [outcome.value for outcome in Outcome], may_see_payload)
+    awaiting = awaiting_answer(user, [row.pk for row in rows if row.lane == Lane.JOB]) if may_see_payload else set()
+    for row in rows:
+        if row.pk in awaiting:
+            row.withhold()
+    outcomes = [outcome.value for outcome in Outcome]
+    return PredictionList(rows[:PAGE_SIZE], search, older, outcomes, may_see_payload, awaiting)
 
 
-def prediction_page(prediction: Prediction, may_see_payload: bool) -> PredictionPage:
-    """Three queries at most: the key's label, the feedback, whether it is private.
+def prediction_page(prediction: Prediction, user: User, team_id: uuid.UUID) -> PredictionPage:
+    """Three queries at most: the key's label, the feedback, whether it is hidden.
 
-    Of a private job's prediction, who may not see payloads sees neither what it says of its pictures nor feedback.
+    Of a private job's prediction, who may not see payloads sees neither what it says of its pictures nor feedback; nor
+    does a doctor who is to read its study first.
     """
-    hidden = not may_see_payload and prediction.lane == Lane.JOB and Job.objects.private_among([prediction.pk])
+    may_see_payload = user.has_right(Right.VIEW_PAYLOAD, team_id)
+    awaits = may_see_payload and prediction.lane == Lane.JOB and bool(awaiting_answer(user, [prediction.pk]))
+    private = not may_see_payload and prediction.lane == Lane.JOB and Job.objects.private_among([prediction.pk])
+    hidden = awaits or bool(private)
     if hidden:
         prediction.withhold()
     key = ApiKey.objects.filter(pk=prediction.key_id).first() if prediction.key_id else None
@@ -122,6 +136,7 @@ def prediction_page(prediction: Prediction, may_see_payload: bool) -> Prediction
         feedback=[] if hidden else list(Feedback.objects.filter(prediction_id=prediction.pk).order_by("-number")),
         scores=sorted((prediction.scores or {}).items()) if may_see_payload else [],
         may_see_payload=may_see_payload,
+        awaits_answer=awaits,
         inputs=prediction.inputs if may_see_payload else None,
         outputs=prediction.outputs if may_see_payload else None,
     )

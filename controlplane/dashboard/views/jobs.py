@@ -17,6 +17,7 @@ from controlplane.dashboard.views.frame import live_partial
 from controlplane.errors import DomainError
 from controlplane.jobs.models import Job
 from controlplane.jobs.services.claiming import cancel as cancel_job
+from controlplane.studies.queries import awaiting_answer
 
 
 @require_safe
@@ -31,10 +32,13 @@ def jobs(request: HttpRequest) -> HttpResponse:
 @require_safe
 def job(request: HttpRequest, job_id: uuid.UUID) -> HttpResponse:
     found = get_object_or_404(visible_jobs(user_of(request)), pk=job_id)
+    awaits = found.private and bool(awaiting_answer(user_of(request), [found.pk]))
     context = {
         "job": found,
+        "awaits_answer": awaits,
         "waited_s": found.seconds_waiting(timezone.now()),
-        "may_see_result": (found.result is None and not found.private) or _may_see_result(request, found),
+        "may_see_result": not awaits
+        and ((found.result is None and not found.private) or _may_see_result(request, found)),
     }
     if request.headers.get("HX-Request"):
         return live_partial(request, "jobs/_job.html", context)

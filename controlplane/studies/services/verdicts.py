@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 COMMENT_LENGTH = 2_000
 LATE_MOST = 200
+# What pages and the API write down when someone sees scores.
+LOOKED = ("payload.view", "prediction.view_payload", "job.view_payload")
 # A verdict may be given before the suggestion is there; its feedback follows once it is.
 LATE_WITHIN = timedelta(days=7)
 
@@ -214,14 +216,16 @@ def _add(study: Study, user: User, said: _Said, before: Verdict | None, part: st
 
 
 def _saw_scores(study: Study, user: User) -> bool:
-    """Whether who may see payloads too has looked at the scores where jobs and predictions are shown: the audit log
-    knows. One query, and none for whoever is a doctor alone."""
+    """Whether who may see payloads too has looked at the scores where jobs and predictions are shown, before they read
+    studies: the audit log knows. One query, and none for whoever is a doctor alone."""
     if Right.VIEW_PAYLOAD not in user.rights_in(study.team_id):
         return False
     jobs = [str(job_id) for job_id in study.pictures.values_list("job_id", flat=True)]
     alone = Q(target_type__in=["job", "prediction"], target_id__in=jobs)
     listed = Q(target_type="deployment", target_id=str(study.deployment_id), at__gte=study.sent_at)
-    return AuditEvent.objects.filter(alone | listed, action="payload.view", actor_id=str(user.pk)).exists()
+    # Earlier versions did not name what was listed.
+    listed &= Q(after__isnull=True) | Q(after__predictions__has_any_keys=jobs)
+    return AuditEvent.objects.filter(alone | listed, action__in=LOOKED, actor_id=str(user.pk)).exists()
 
 
 def _was_shown(study: Study, user: User) -> bool:

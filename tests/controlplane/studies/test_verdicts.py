@@ -19,7 +19,7 @@ from controlplane.studies.services import verdicts
 from controlplane.studies.services.policy import set_policy
 from controlplane.studies.services.sending import send_study
 from controlplane.studies.services.verdicts import give_late_feedback, open_study, show_suggestion
-from tests.controlplane.cast import signed_in
+from tests.controlplane.cast import new_user, signed_in
 from tests.controlplane.studies.conftest import Say, as_actor, draft, picture
 
 pytestmark = pytest.mark.django_db
@@ -166,22 +166,33 @@ def test_in_the_read_first_mode_the_answer_comes_first_and_is_blind(
 
 
 @pytest.mark.parametrize(
-    "page", ["/jobs/{job}/", "/deployments/xray/predictions/{job}/", "/deployments/xray/predictions/"]
+    "page",
+    [
+        "/jobs/{job}/",
+        "/deployments/xray/predictions/{job}/",
+        "/deployments/xray/predictions/",
+        "/api/jobs/{job}/",
+        "/api/predictions/{job}/",
+    ],
 )
-def test_who_looked_at_the_scores_elsewhere_does_not_answer_blind(
-    doctor: User, second: User, team: Team, xray: Deployment, say: Say, page: str
+def test_who_looked_at_the_scores_before_they_read_studies_does_not_answer_blind(
+    doctor: User, team: Team, xray: Deployment, say: Say, page: str
 ) -> None:
     policy(doctor, xray, read_first=True, readers=2)
     study = send_study(actor=as_actor(doctor), study=draft(doctor, xray, picture()))
     run_batch("x")
-    for reader in (doctor, second):
-        reader.memberships.create(team=team, role=Role.DATA_SCIENTIST)
-    assert signed_in(doctor).get(page.format(job=study.pictures.get().job_id)).status_code == 200
+    scientist = new_user("scientist", team, Role.DATA_SCIENTIST)
+    address = page.format(job=study.pictures.get().job_id)
+    assert signed_in(scientist).get(address).status_code == 200
+    scientist.memberships.create(team=team, role=Role.DOCTOR)
+    doctor.memberships.create(team=team, role=Role.DATA_SCIENTIST)
+    # A doctor is shown nothing there before the answer, so looking changes nothing.
+    assert signed_in(doctor).get(address).status_code == 200
 
-    people = User.objects.filter(pk__in=[doctor.pk, second.pk])
+    people = User.objects.filter(pk__in=[doctor.pk, scientist.pk])
     blinded = {reader.username: say(study, reader, "correct", "dark").blinded for reader in people}
 
-    assert blinded == {"doctor": False, "second": True}
+    assert blinded == {"doctor": True, "scientist": False}
 
 
 @pytest.mark.django_db(transaction=True)

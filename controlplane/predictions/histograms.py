@@ -17,6 +17,8 @@ BINS_PER_DOUBLING = 8
 SMALLEST_MS = 0.001
 LAST_BIN = BINS_PER_DOUBLING * 40  # 2^40 µs is twelve days
 
+_PLAIN = str.maketrans('{}":,', "     ")
+
 SCORE_BINS = 400
 LOGIT_END = 10.0
 
@@ -49,6 +51,17 @@ def merge(into: Histogram, other: Mapping[int, int] | Mapping[str, int]) -> Hist
         index = int(key)
         into[index] = known(index, 0) + count
     return into
+
+
+def summed(texts: str) -> Histogram:
+    """The sum of histograms as they are stored, JSON objects of bins, that stand one after another in a text."""
+    plain = texts.translate(_PLAIN).strip()
+    if not plain:
+        return {}
+    # Read as one row of numbers: a tenth of what decoding and adding dicts takes.
+    numbers = np.fromstring(plain, np.int64, sep=" ")
+    counts = np.bincount(numbers[::2], numbers[1::2])
+    return {int(index): int(counts[index]) for index in np.flatnonzero(counts)}
 
 
 def total(bins: Mapping[int, int]) -> int:

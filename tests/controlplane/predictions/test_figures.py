@@ -9,7 +9,7 @@ import pytest
 
 from controlplane.predictions import tallies
 from controlplane.predictions.cleaning import clean, clean_json, clean_text
-from controlplane.predictions.histograms import LAST_BIN, bin_of, edge_ms, histogram, merge, quantile, score_bin
+from controlplane.predictions.histograms import LAST_BIN, bin_of, edge_ms, histogram, merge, quantile, score_bin, summed
 from controlplane.predictions.rollups import width_for
 from controlplane.predictions.sketches import (
     CATEGORIES,
@@ -38,6 +38,11 @@ def test_merged_histograms_are_the_histogram_of_all() -> None:
     left, right = [0.5, 1.0, 3.0], [3.0, 1e9, 0.0]
     as_json = {str(index): count for index, count in histogram(right).items()}
     assert merge(histogram(left), as_json) == histogram(left + right)
+
+
+def test_histograms_in_a_text_add_up() -> None:
+    assert summed('{"3": 2, "10": 1} {} {"10": 4}') == {3: 2, 10: 5}
+    assert summed("") == summed("{} {}") == {}
 
 
 @pytest.mark.parametrize("ms", [0.0, -1.0, math.nan, math.inf, 1e300, 5e-324])

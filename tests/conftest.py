@@ -134,9 +134,14 @@ def redis_url(run_root: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def product(postgres: Cluster, run_root: Path) -> Iterator[Product]:
-    """The whole product, started by `manage.py up` with the demo off; shared by the tests of this session."""
+    """The whole product, started by `manage.py up` with the demo off; shared by the tests of this session.
+
+    Its temporary files have a folder of their own, beside its home.
+    """
     home = run_root / f"product-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}" / "home"
-    running = Product(home, settings={"DATABASE_URL": services.new_database(postgres)})
+    temporary = home.parent / "tmp"
+    temporary.mkdir(parents=True)
+    running = Product(home, settings={"DATABASE_URL": services.new_database(postgres), "TMPDIR": str(temporary)})
     try:
         running.start()
         yield running

@@ -6,7 +6,6 @@ import secrets
 import uuid
 from collections.abc import Iterable, Iterator
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,11 +20,10 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from redis import Redis
 
-from tests import services
 from tests.controlplane.jobs.conftest import GREY_8, brightness
 from tests.e2e.control import Control, control_of
 from tests.inference.runtime.picture_files import chest, dicom, encoded
-from tests.services import Cluster, Product, wait_for
+from tests.services import Product, wait_for
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -114,32 +112,18 @@ def named_png(names: Names) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def own_product(postgres: Cluster, run_root: Path) -> Iterator[Product]:
-    """A product of this test alone, with a folder of its own for temporary files."""
-    home = run_root / f"identifiers-{uuid.uuid4().hex[:8]}" / "home"
-    temporary = home.parent / "tmp"
-    temporary.mkdir(parents=True)
-    running = Product(home, settings={"DATABASE_URL": services.new_database(postgres), "TMPDIR": str(temporary)})
-    try:
-        running.start()
-        yield running
-    finally:
-        running.remove()
-
-
-@pytest.fixture(scope="module")
-def ward(own_product: Product) -> Iterator[Control]:
-    with control_of(own_product) as control:
+def ward(product: Product) -> Iterator[Control]:
+    with control_of(product) as control:
         fields = {"labels": "dark,bright", "task": "image-multilabel", "activation": "sigmoid"}
         control.upload(NAME, brightness(), preprocessor=json.dumps(GREY_8), **fields)
         assert control.validated(NAME)["state"] == "ready"
         control.deploy(NAME)
-        own_product.manage(
+        product.manage(
             "shell",
             "-c",
             "from controlplane.accounts.models import *; team = Team.objects.get(name='default')\n"
             "for role in ('doctor', 'viewer', 'data_scientist'):\n"
-            "    user = User.objects.create_user(role, password='a-password-of-the-tests')\n"
+            "    user = User.objects.create_user(f'ward-{role}', password='a-password-of-the-tests')\n"
             "    Membership.objects.create(user=user, team=team, role=role)",
         )
         yield control
@@ -232,12 +216,12 @@ def refused_everywhere(ward: Control, doctor: Person, names: Names) -> None:
     assert "Draft" in doctor.get(address).text
 
 
-def test_nothing_that_names_the_patient_is_kept_or_shown(own_product: Product, ward: Control) -> None:
+def test_nothing_that_names_the_patient_is_kept_or_shown(product: Product, ward: Control) -> None:
     names = Names()
     sample = named_patient(names)
     for place, word in names.of.items():
         assert word.encode() in sample, place
-    doctor = Person(own_product, "doctor")
+    doctor = Person(product, "ward-doctor")
 
     address = by_the_form(doctor, names, [sample, named_patient(names, 20), named_png(names)])
     ids = by_the_api(ward, names)
@@ -249,15 +233,19 @@ def test_nothing_that_names_the_patient_is_kept_or_shown(own_product: Product, w
 
     wait_for(is_ready, 120, "the suggestion", every_s=0.5)
     doctor.get("/studies/")
-    with psycopg.connect(own_product.settings["DATABASE_URL"]) as connection:
-        pictures = connection.execute("SELECT id FROM studies_studypicture").fetchall()
-        jobs = connection.execute("SELECT id FROM jobs_job").fetchall()
+    with psycopg.connect(product.settings["DATABASE_URL"]) as connection:
+        study = address.split("/")[-2]
+        pictures = connection.execute("SELECT id FROM studies_studypicture WHERE study_id = %s", [study]).fetchall()
+        jobs = connection.execute(
+            "SELECT jobs_job.id FROM jobs_job JOIN deployments_deployment d ON d.id = deployment_id WHERE d.name = %s",
+            [NAME],
+        ).fetchall()
         workers = connection.execute("SELECT count(*) FROM jobs_worker").fetchone()
     assert (len(pictures), len(jobs), workers) == (3, 5, (1,))
     for (picture,) in pictures:
         for view in ("pixels", "thumbnail", "model", "heat"):
             doctor.get(f"{address}pictures/{picture}/{view}/")
-    people = [doctor, Person(own_product, "viewer"), Person(own_product, "data_scientist")]
+    people = [doctor, Person(product, "ward-viewer"), Person(product, "ward-data_scientist")]
     for person in people:
         for (job,) in jobs:
             for path in (f"/jobs/{job}/", f"/api/jobs/{job}/", f"/deployments/{NAME}/predictions/{job}/"):
@@ -272,11 +260,11 @@ def test_nothing_that_names_the_patient_is_kept_or_shown(own_product: Product, w
 
     found = {url: places for person in people for url, page in person.pages if (places := names.found_in(page))}
     assert found == {}
-    assert in_tables(own_product, names) == {}
-    assert in_redis(own_product, names) == {}
-    assert in_files(own_product, names) == {}
-    assert in_tables(own_product, reference_names()) == {}
-    assert in_files(own_product, reference_names()) == {}
+    assert in_tables(product, names) == {}
+    assert in_redis(product, names) == {}
+    assert in_files(product, names) == {}
+    assert in_tables(product, reference_names()) == {}
+    assert in_files(product, reference_names()) == {}
 
 
 def reference_names() -> Names:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.measures import cpu_s
 from benchmarks.report import PAGES, processor, rewritten, table
+from inference.runtime import collector
 
 if TYPE_CHECKING:
     from benchmarks.seeding import Busy
@@ -104,6 +105,8 @@ def measured(busy: "Busy", rounds: int, only: str = "") -> dict[str, Any]:
     from tests.controlplane.cast import signed_in
 
     client = signed_in(busy.person)
+    # As controlplane/asgi.py does.
+    collector.settle()
     took: dict[str, list[float]] = {}
     spent: dict[str, float] = {}
     queries: dict[str, int] = {}

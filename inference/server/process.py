@@ -2,7 +2,6 @@
 
 import asyncio
 import ctypes
-import gc
 import logging
 import os
 import signal
@@ -13,6 +12,7 @@ from types import FrameType
 import uvicorn
 import uvloop
 
+from inference.runtime import collector
 from inference.server.app import App
 from inference.server.connection import BoundedHttpProtocol
 from inference.server.settings import BadSettingError, Settings
@@ -23,8 +23,6 @@ _PR_SET_PDEATHSIG = 1
 # Longest wait for the first documents: after it the health checks at least have to be answered.
 _FIRST_DOCUMENTS_S = 5.0
 _LOOK_S = 0.02
-# Objects more than there were that begin a pass of the collector over the young, and passes before older ones are due.
-_GC = (10_000, 20, 20)
 
 
 def serve(settings: Settings, fd: int, parent: int) -> int:
@@ -41,11 +39,7 @@ def serve(settings: Settings, fd: int, parent: int) -> int:
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
     app = App(settings)
-    # What was imported lives as long as the process: the collector need not walk it again and again.
-    gc.collect()
-    gc.freeze()
-    # A call leaves no cycles, so a pass finds nothing: one each few hundred calls instead of each twenty.
-    gc.set_threshold(*_GC)
+    collector.settle()
     config = uvicorn.Config(
         app,
         http=BoundedHttpProtocol,

@@ -67,9 +67,13 @@ def refuse_unfit_for_clinical(deployment: Deployment, live: Iterable[int]) -> No
 
 
 def lacking_for_clinical(deployment: Deployment, numbers: Iterable[int]) -> str:
-    """A sentence that says what the first of these versions lacks for clinical use; "" where none lacks anything."""
+    """A sentence that says what the first of these versions lacks for clinical use; "" where none lacks anything.
+
+    Needs a transaction, until whose end nobody takes anything from what these versions state: their rows are locked.
+    """
     versions = ModelVersion.objects.filter(model=deployment.model_id, number__in=list(numbers)).order_by("number")
-    for version in versions.only("number", "labels", "thresholds", "intended_use"):
+    said = versions.only("number", "labels", "thresholds", "intended_use")
+    for version in said.select_for_update(of=("self",)):
         without = [label for label in version.labels if label not in version.thresholds]
         if without or not version.labels:
             of_which = f"“{without[0]}”" if len(without) == 1 else f"{len(without)} labels" if without else "its labels"

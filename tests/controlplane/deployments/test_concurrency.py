@@ -2,14 +2,16 @@
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from django.db import connection
 
-from controlplane.catalog.services import archive_version
+from controlplane.catalog.models import ModelVersion
+from controlplane.catalog.services import archive_version, edit_version, usage
 from controlplane.deployments.models import DataplaneDocument, Deployment, SplitRevision
 from controlplane.deployments.publishing import opened
-from controlplane.deployments.services import apply_split, edit_deployment
+from controlplane.deployments.services import apply_split, edit_deployment, purpose
 from controlplane.errors import DomainError
 from tests.controlplane.deployments.rows import ACTOR, make_deployment, make_model, make_team, make_version
 
@@ -79,3 +81,76 @@ def test_a_version_is_archived_or_gets_traffic_never_both(deployment: Deployment
         lambda: apply_split(actor=ACTOR, deployment=deployment, shares={"3": 100}),
     )
     assert outcomes in (["done", "unknown_version"], ["conflict", "done"])
+
+
+@pytest.fixture
+def fit(deployment: Deployment) -> ModelVersion:
+    """A version that has all the traffic and states what clinical use demands."""
+    stated = {"labels": ["ok"], "thresholds": {"ok": 0.5}, "intended_use": {"modality": "DX"}}
+    ModelVersion.objects.filter(model=deployment.model, number=1).update(**stated)
+    apply_split(actor=ACTOR, deployment=deployment, shares={"1": 100})
+    return deployment.model.versions.get(number=1)
+
+
+@pytest.mark.parametrize("first", ["declared clinical", "cleared"])
+def test_no_clinical_deployment_loses_the_intended_use_of_its_version(
+    deployment: Deployment, fit: ModelVersion, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """Whoever comes first holds on after its checks, until the other has begun and waits, or has ended."""
+    outcomes: dict[str, str] = {}
+    threads: list[threading.Thread] = []
+
+    def declare() -> None:
+        purpose.set_purpose(actor=ACTOR, deployment=deployment, purpose="clinical", approver="Dr. Berg")
+
+    def clear() -> None:
+        edit_version(actor=ACTOR, version=fit, changes={"intended_use": {}})
+
+    actions = {"declared clinical": declare, "cleared": clear}
+    other = next(name for name in actions if name != first)
+
+    def run(name: str) -> None:
+        try:
+            actions[name]()
+            outcomes[name] = "done"
+        except DomainError as error:
+            outcomes[name] = error.code
+        finally:
+            if name == other:
+                connection.close()
+
+    def let_the_other_in() -> None:
+        threads.append(threading.Thread(target=run, args=[other]))
+        threads[0].start()
+        with connection.cursor() as cursor:
+            while threads[0].is_alive():
+                # It waits for a lock that this transaction holds.
+                cursor.execute("SELECT count(*) FROM pg_locks WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))")
+                if cursor.fetchone() != (0,):
+                    break
+
+    if first == "declared clinical":
+        lacking = purpose.lacking_for_clinical
+
+        def looked(*args: Any) -> str:
+            found = lacking(*args)
+            if not threads:
+                let_the_other_in()
+            return found
+
+        monkeypatch.setattr(purpose, "lacking_for_clinical", looked)
+    else:
+
+        def allowed(version: ModelVersion) -> None:
+            if not threads:
+                let_the_other_in()
+
+        monkeypatch.setattr(usage, "intended_use_checks", [*usage.intended_use_checks, allowed])
+    run(first)
+    threads[0].join()
+
+    deployment.refresh_from_db()
+    fit.refresh_from_db()
+    assert outcomes[first] == "done"
+    assert outcomes[other] in ("conflict", "validation_error")
+    assert deployment.purpose != "clinical" or fit.intended_use

@@ -61,16 +61,22 @@ class Given:
         return self.feedback is not None and self.feedback.state == FeedbackState.PENDING
 
 
-def give_feedback(*, asker: Asker, statements: Sequence[Statement | DomainError]) -> list[Given]:
+def give_feedback(
+    *, asker: Asker, statements: Sequence[Statement | DomainError], keep_refused: bool = False
+) -> list[Given]:
     """Counts each statement by itself; one that is refused does not hold the others up. A constant number of queries.
 
     A word that repeats the last one changes nothing; another word is a new version of it, and counts instead of it.
+    `keep_refused`: keeps what is refused, of an asker of one team, as rejected, for who would else say it for ever.
     Errors (in `Given.error`): not_found, feedback_window_closed, validation_error, unknown_label, overloaded.
     """
     now = timezone.now()
     with transaction.atomic():
         batch = _Batch(asker, now)
-        return batch.run(statements)
+        given = batch.run(statements)
+        if keep_refused:
+            batch.keep_refused(statements, given)
+        return given
 
 
 class _Batch:
@@ -108,6 +114,17 @@ class _Batch:
         self.counting.save()
         Feedback.objects.bulk_create(self.new_waiting)
         return given
+
+    def keep_refused(self, statements: Sequence[Statement | DomainError], given: Sequence[Given]) -> None:
+        rejected = []
+        for statement, answer in zip(statements, given, strict=True):
+            if isinstance(statement, Statement) and answer.error is not None:
+                feedback = self._feedback(statement, self._team_id())
+                feedback.prediction_id, feedback.client_id = statement.prediction_id, statement.client_id
+                feedback.state, feedback.latest = FeedbackState.REJECTED, False
+                feedback.code = answer.error.code
+                rejected.append(feedback)
+        Feedback.objects.bulk_create(rejected)
 
     def _give(self, statement: Statement) -> Given:
         deployment: Deployment | None = None

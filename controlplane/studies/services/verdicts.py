@@ -278,7 +278,9 @@ def _tell(actor: Actor, study: Study, verdict: Verdict, prediction_ids: Sequence
         )
         for prediction_id in prediction_ids
     ]
-    for given in give_feedback(asker=FeedbackAsker(actor, {deployment.pk: deployment}), statements=statements):
+    asker = FeedbackAsker(actor, {deployment.pk: deployment})
+    # Kept, so that give_late_feedback asks once; a changed verdict is asked of anew as it is given.
+    for given in give_feedback(asker=asker, statements=statements, keep_refused=True):
         if given.error is not None:
             # Past the log's retention there is no prediction to measure any more; the verdict stands all the same.
             logger.info("a verdict on study %s gave no feedback: %s", study.pk, given.error.code)
@@ -295,7 +297,8 @@ def _truth(study: Study, verdict: Verdict) -> dict[str, Any] | None:
 
 
 def give_late_feedback() -> int:
-    """Periodic: feedback on predictions that came after the verdict that counts. Returns how many there were."""
+    """Periodic: feedback on predictions that came after the verdict that counts. Returns of how many it was asked; of
+    each once, whether it is refused or not."""
     told = Feedback.objects.filter(prediction_id=OuterRef("job_id"))
     late = (
         StudyPicture.objects.filter(

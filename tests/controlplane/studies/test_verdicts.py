@@ -12,7 +12,7 @@ from controlplane.deployments.models import Deployment
 from controlplane.errors import DomainError
 from controlplane.jobs.models import Job
 from controlplane.jobs.running import run_batch
-from controlplane.predictions.models import Feedback
+from controlplane.predictions.models import Feedback, Prediction
 from controlplane.studies.models import Reading, Study, StudyState, Verdict
 from controlplane.studies.queries import find_study, shows_suggestion, visible_verdicts
 from controlplane.studies.services import verdicts
@@ -193,6 +193,27 @@ def test_who_looked_at_the_scores_before_they_read_studies_does_not_answer_blind
     blinded = {reader.username: say(study, reader, "correct", "dark").blinded for reader in people}
 
     assert blinded == {"doctor": True, "scientist": False}
+
+
+def test_late_feedback_that_is_refused_is_asked_once_and_again_when_the_verdict_changes(
+    doctor: User, xray: Deployment, say: Say
+) -> None:
+    policy(doctor, xray, read_first=True)
+    study = send_study(actor=as_actor(doctor), study=draft(doctor, xray, picture()))
+    say(study, doctor, "correct", "bright")
+    run_batch("x")
+    Prediction.objects.update(outcome="error")
+
+    assert [give_late_feedback(), give_late_feedback()] == [1, 0]
+    refused = Feedback.objects.get()
+    assert (refused.state, refused.code, refused.latest) == ("rejected", "not_found", False)
+    assert (refused.truth, refused.prediction_id) == ({"labels": ["bright"]}, study.pictures.get().job_id)
+
+    Prediction.objects.update(outcome="ok")
+    assert give_late_feedback() == 0
+    say(study, doctor, "correct", "dark", number=1)
+    assert [truth for truth, _, _ in counted()] == [{"labels": ["dark"]}]
+    assert give_late_feedback() == 0
 
 
 @pytest.mark.django_db(transaction=True)

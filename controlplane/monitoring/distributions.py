@@ -16,6 +16,8 @@ TENTHS = np.arange(1, 10) / 10
 POINTS = 512
 # The chi-squared test wants five in each bin (Cochran 1954).
 LEAST_EXPECTED = 5.0
+# Sketched numbers tell a share to about 1.4 %, as a sample of this many rows does; more rows make no test surer.
+RESOLVED = 5_000
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,24 @@ class Pair:
         return base / max(1.0, base.sum()), now / max(1.0, now.sum())
 
     @cached_property
+    def pearson(self) -> tuple[float, int, float]:
+        """(Pearson's chi-squared over the bins, its degrees of freedom, the rows it rests on), where numbers count as
+        at most RESOLVED rows; 0 degrees where there is one bin."""
+        base, now = self.counts
+        if self.is_numeric:
+            base, now = (counts * min(1.0, RESOLVED / max(1.0, counts.sum())) for counts in (base, now))
+        used = base + now > 0
+        base, now = base[used], now[used]
+        both, whole = base + now, float(base.sum() + now.sum())
+        if len(both) < 2:
+            return 0.0, 0, whole
+        value = 0.0
+        for counts in (base, now):
+            expected = both * counts.sum() / whole
+            value += float(((counts - expected) ** 2 / expected).sum())
+        return value, len(both) - 1, whole
+
+    @cached_property
     def steps(self) -> tuple[Floats, Floats, Floats]:
         """(points, share of then up to each, share of now): both distribution functions at every point of either."""
         points = np.unique(np.concatenate((self.base.values, self.now.values)))
@@ -131,15 +151,25 @@ class Pair:
 
 def _ordered(parts: Sequence[Digest]) -> tuple[Floats, Floats]:
     """The points of all parts in order, and the counts up to each; of many points those at even steps."""
-    values = np.frombuffer(b"".join([part.points for part in parts]), "<f4")
     lengths = np.array([len(part.points) // 4 for part in parts], np.int64)
-    weights = np.repeat(np.array([part.numbers for part in parts]) / np.maximum(lengths, 1), lengths)
-    order = np.argsort(values)
-    values, ends = values[order], np.cumsum(weights[order])
-    if len(values) > POINTS:
+    weights = np.array([part.numbers for part in parts]) / np.maximum(lengths, 1)
+    # A point's bits, which order as the number does once those of negative ones are turned over, and below them its
+    # part: sorting these takes a third of what an argsort of the points and the picking by it take.
+    bits = np.frombuffer(b"".join([part.points for part in parts]), "<i4")
+    keys = (_turned(bits).astype(np.int64) << 32) | np.repeat(np.arange(len(parts)), lengths)
+    keys.sort()
+    ends = np.cumsum(weights[keys & 0xFFFF_FFFF])
+    if len(keys) > POINTS:
         places = np.searchsorted(ends, (np.arange(POINTS) + 0.5) / POINTS * ends[-1])
-        values, ends = values[places], np.arange(1, POINTS + 1) / POINTS * ends[-1]
+        keys, ends = keys[places], np.arange(1, POINTS + 1) / POINTS * ends[-1]
+    values = _turned((keys >> 32).astype(np.int32)).view(np.float32)
     return values.astype(np.float64), ends
+
+
+def _turned(bits: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Of a float32's bits and back: as integers they are in the order of the numbers."""
+    turned: npt.NDArray[np.int32] = bits ^ ((bits >> 31) & 0x7FFF_FFFF)
+    return turned
 
 
 def _numeric_counts(pair: Pair) -> tuple[Floats, Floats]:

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from controlplane.monitoring.distributions import LEAST_EXPECTED, Pair
+from controlplane.monitoring.distributions import LEAST_EXPECTED, RESOLVED, Pair
 
 # The chance that a window without any shift is called drifting, over all its columns and tests.
 ALARM = 1e-4
 # Rows that each side needs: five in each tenth, as the chi-squared test wants.
 ENOUGH = 50
-# Sketched numbers tell a share to about 1.4 %, as a sample of this many rows does; more rows make no test surer.
-RESOLVED = 5_000
 SMALLEST_SHARE = 1e-4
 
 
@@ -87,19 +85,10 @@ def kolmogorov_smirnov(pair: Pair) -> Result | None:
 
 def chi_squared(pair: Pair) -> Result | None:
     """Pearson's chi-squared over the bins of the two samples, its p-value, and Cramér's V as the effect's size."""
-    base, now = pair.counts
-    if pair.is_numeric:
-        base, now = (counts * min(1.0, RESOLVED / max(1.0, counts.sum())) for counts in (base, now))
-    used = base + now > 0
-    base, now = base[used], now[used]
-    if len(base) < 2:
+    value, degrees, whole = pair.pearson
+    if degrees < 1:
         return Result(0.0, 1.0, size=0.0)
-    whole = base.sum() + now.sum()
-    value = 0.0
-    for counts in (base, now):
-        expected = (base + now) * counts.sum() / whole
-        value += float(((counts - expected) ** 2 / expected).sum())
-    return Result(value, chi_squared_tail(value, len(base) - 1), size=math.sqrt(value / whole))
+    return Result(value, chi_squared_tail(value, degrees), size=math.sqrt(value / whole))
 
 
 def missing(pair: Pair) -> Result | None:
@@ -144,7 +133,13 @@ def _kolmogorov(z: float) -> float:
     """The chance that the Kolmogorov distribution exceeds z."""
     if z < 0.2:
         return 1.0
-    tail = sum(2 * (1 if k % 2 else -1) * math.exp(-2 * k * k * z * z) for k in range(1, 101))
+    tail = 0.0
+    for k in range(1, 101):
+        term = 2 * math.exp(-2 * k * k * z * z)
+        # The terms fall ever faster: one that is lost in the rounding of the sum ends it.
+        if term < 1e-17 * tail:
+            break
+        tail += term if k % 2 else -term
     return min(1.0, max(0.0, tail))
 
 

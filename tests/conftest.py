@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tests import services
-from tests.services import Cluster, Product
+from tests.services import Cluster
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Page
+    from playwright.sync_api import Browser, BrowserContext
     from pytest_django.plugin import DjangoDbBlocker
 
 CHROMIUM_FLAGS = [
@@ -133,30 +132,6 @@ def redis_url(run_root: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def product(postgres: Cluster, run_root: Path) -> Iterator[Product]:
-    """The whole product, started by `manage.py up` with the demo off; shared by the tests of this session.
-
-    Its temporary files have a folder of their own, beside its home.
-    """
-    home = run_root / f"product-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}" / "home"
-    temporary = home.parent / "tmp"
-    temporary.mkdir(parents=True)
-    running = Product(home, settings={"DATABASE_URL": services.new_database(postgres), "TMPDIR": str(temporary)})
-    try:
-        running.start()
-        yield running
-    finally:
-        running.remove()
-
-
-@pytest.fixture
-def http(product: Product) -> Iterator[httpx.Client]:
-    """A client of the product, without a key."""
-    with product.http() as client:
-        yield client
-
-
-@pytest.fixture(scope="session")
 def chromium() -> Iterator["Browser"]:
     """Debian's chromium, headless; tests take it through `browser`."""
     from playwright.sync_api import sync_playwright
@@ -195,16 +170,3 @@ def contexts(chromium: "Browser") -> Iterator["dict[str, BrowserContext]"]:
     for context in made.values():
         context.close()
     asyncio._set_running_loop(None)
-
-
-@pytest.fixture
-def page(product: Product, browser: "Browser") -> Iterator["Page"]:
-    """A fresh page of the product (its own cookies); a script error on it fails the test."""
-    context = browser.new_context(base_url=product.base_url)
-    opened = context.new_page()
-    opened.set_default_timeout(15_000)
-    errors: list[str] = []
-    opened.on("pageerror", lambda error: errors.append(str(error)))
-    yield opened
-    context.close()
-    assert errors == []

@@ -1,7 +1,7 @@
 """Traffic, latency and errors of deployments, read from rollups alone: their cost follows the time asked for."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypedDict
@@ -73,12 +73,20 @@ class _Cell:
     rows: int = 0
     latency: dict[str, Histogram] = field(default_factory=lambda: {part: {} for part in PARTS})
 
-    def add(self, row: "_Row") -> None:
-        self.calls += row.calls
-        self.failed += row.failed
-        self.rows += row.rows
-        for part, bins in row.latency.items():
+    def add(self, other: "_Row | _Cell") -> None:
+        self.calls += other.calls
+        self.failed += other.failed
+        self.rows += other.rows
+        for part, bins in other.latency.items():
             merge(self.latency[part], bins)
+
+    @classmethod
+    def of(cls, parts: "Iterable[_Cell]") -> "_Cell":
+        """All of the parts together."""
+        found = cls()
+        for part in parts:
+            found.add(part)
+        return found
 
     def quantiles(self) -> dict[str, dict[str, Number]]:
         return {
@@ -149,23 +157,20 @@ def traffic(deployment_id: uuid.UUID, name: str, interval: Interval) -> Traffic:
     rows = _rollups(deployment_id, datetime.fromtimestamp(interval.first, UTC), interval.until)
     interval = interval.coarsened(max((row.width_s for row in rows), default=0))
     starts = interval.starts()
-    whole, steps = _Cell(), [_Cell() for _ in starts]
-    totals: dict[tuple[str, int], _Cell] = {}
-    cells: dict[tuple[str, int], list[_Cell]] = {}
     failures = {Role.LIVE.value: Failures(len(starts)), Role.SHADOW.value: Failures(len(starts))}
+    # Each rollup is added once, to its version's step; the rest are sums of these.
+    routed: dict[tuple[str, int | None], list[_Cell]] = {}
     for row in rows:
         step = min(len(starts) - 1, max(0, interval.step_of(row.bucket)))
         failures[row.role].add(step, row.bucket, row.version, row.codes, row.places)
-        if row.role == Role.LIVE:
-            whole.add(row)
-            steps[step].add(row)
-        if row.version is None:
-            continue
-        key = (row.role, row.version)
-        if key not in cells:
-            totals[key], cells[key] = _Cell(), [_Cell() for _ in starts]
-        totals[key].add(row)
-        cells[key][step].add(row)
+        if (row.role, row.version) not in routed:
+            routed[row.role, row.version] = [_Cell() for _ in starts]
+        routed[row.role, row.version][step].add(row)
+    cells = {(role, version): mine for (role, version), mine in routed.items() if version is not None}
+    totals = {key: _Cell.of(mine) for key, mine in cells.items()}
+    live = [mine for (role, _), mine in routed.items() if role == Role.LIVE]
+    steps = [_Cell.of(mine[index] for mine in live) for index in range(len(starts))]
+    whole = _Cell.of(steps)
     served = sum(cell.calls for (role, _), cell in totals.items() if role == Role.LIVE)
     served_steps = [
         sum(cells[key][index].calls for key in cells if key[0] == Role.LIVE) for index in range(len(starts))

@@ -24,6 +24,12 @@ TASK, TASK_QUEUE = "studies.explain", "celery"
 RESEND_AFTER = timedelta(minutes=1)
 RESEND_UNTIL = timedelta(minutes=5)
 RESEND_MOST = 50
+# By then the last one that was asked for has ended, however much stood in its way.
+GIVEN_UP_AFTER = timedelta(minutes=10)
+GIVEN_UP = (
+    "The heat map of this picture could not be made, and is not tried again. The suggestion stands without it; to try "
+    "again, send the picture as a new study. If that fails too, tell whoever runs this installation."
+)
 
 
 def follow(job: Job) -> None:
@@ -42,11 +48,20 @@ def resend() -> int:
     return sum(send(TASK, TASK_QUEUE, picture_id) for picture_id in ids)
 
 
+def is_given_up(picture: StudyPicture) -> bool:
+    """Whether its map is missing for good, though its suggestion is there. Needs `job` joined."""
+    ended = picture.job.finished_at if picture.job is not None else None
+    return not picture.heat_map and ended is not None and ended < timezone.now() - GIVEN_UP_AFTER
+
+
 def heat_map_png(picture: StudyPicture, label: str) -> bytes:
     """The map of one label to be laid over the picture: a PNG with transparency of the picture's shape. One query.
 
-    Needs `study` joined. Raises DomainError `not_found` until the map is there, `unknown_label`, `gone`, `internal`.
+    Needs `study` and `job` joined. Raises DomainError `not_found` until the map is there, or where it cannot be made,
+    `unknown_label`, `gone`, `internal`.
     """
+    if is_given_up(picture):
+        raise DomainError("not_found", GIVEN_UP)
     if not picture.heat_map or picture.study.version_id is None:
         raise DomainError("not_found", "The heat map is not there yet.")
     heat = msgspec.msgpack.decode(open_file(picture, picture.heat_map), type=HeatMap)

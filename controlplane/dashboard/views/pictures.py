@@ -44,11 +44,12 @@ def model_view(request: HttpRequest, study_id: uuid.UUID, picture_id: uuid.UUID)
 @kept_nowhere
 @require_safe
 def heat_map(request: HttpRequest, study_id: uuid.UUID, picture_id: uuid.UUID) -> HttpResponse:
-    """Where the model looked for `?label=`; 202 until it is computed, 404 while the suggestion may not be shown."""
+    """Where the model looked for `?label=`; 202 until it is computed, 404 with the reason where that failed, and while
+    the suggestion may not be shown."""
     picture = find_picture(request, study_id, picture_id)
     if not queries.shows_suggestion(picture.study, user_of(request)):
         raise Http404
-    if not picture.heat_map:
+    if not picture.heat_map and not explaining.is_given_up(picture):
         return HttpResponse(status=202)
     label = request.GET.get("label", "")
     return _shown(request, picture, "heat map", "image/png", lambda: explaining.heat_map_png(picture, label))

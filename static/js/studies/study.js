@@ -8,8 +8,12 @@ const HEAT_MAP_AGAIN_MS = 3000;
 const stage = document.querySelector("[data-stage]");
 if (stage) open(stage);
 
+// A picture that there will not be; the message says why.
+class Missing extends Error {}
+
 async function imageOf(address) {
   const answer = await fetch(address, { headers: { "X-Requested-With": "fetch" } });
+  if (answer.status === 404) throw new Missing((await answer.json()).detail);
   if (answer.status !== 200) throw new Error(String(answer.status));
   return createImageBitmap(await answer.blob());
 }
@@ -120,7 +124,8 @@ function open(root) {
         if (asked !== current) return;
         viewer.overlay = image;
         viewer.overlay.address = address;
-      } catch {
+      } catch (error) {
+        if (error instanceof Missing) { words.textContent = "failed"; say(error.message); return; }
         words.textContent = "not computed yet";
         heatTimer = setTimeout(heat, HEAT_MAP_AGAIN_MS);
         return;

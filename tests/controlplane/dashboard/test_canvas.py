@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from django.utils import timezone
 from PIL import Image
 
 from controlplane.accounts.models import Role, Team, User
 from controlplane.celery import app
 from controlplane.deployments.models import Deployment
+from controlplane.jobs.models import Job
 from controlplane.jobs.running import run_batch
 from controlplane.studies import mapping
 from controlplane.studies.models import Study
@@ -159,6 +162,18 @@ def test_the_canvas_shows_deep_and_coloured_pictures_as_they_are(
     pick(viewer, 2)
     drawn = on_canvas(viewer, 31, 45).astype(int)
     assert np.abs(drawn - (deep >> 8).astype(int)[..., np.newaxis]).max() <= 1
+
+
+def test_a_heat_map_that_failed_is_said_to_have_failed(
+    opened: "Callable[[Study], Page]", doctor: User, xray: Deployment
+) -> None:
+    study = sent(doctor, xray, [GOLDEN[0].file()])
+    Job.objects.update(finished_at=timezone.now() - timedelta(hours=1))
+    viewer = opened(study)
+    pick(viewer, 1)
+    viewer.locator("[data-heat]").fill("80")
+    viewer.locator("[data-heat-said]", has_text="failed").wait_for()
+    assert "send the picture as a new study" in viewer.locator("[data-said]").inner_text()
 
 
 def test_invert_and_reset_do_what_they_say_and_the_heat_map_is_off_at_opening(

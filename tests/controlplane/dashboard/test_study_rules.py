@@ -1,14 +1,18 @@
 """The doctor's pages: what is audited, what a form may not do, what stays as it was."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.test import Client
+from django.utils import timezone
 
 from controlplane.accounts.models import Role, Team, User
 from controlplane.audit.models import AuditEvent
 from controlplane.deployments.models import Deployment
 from controlplane.deployments.services.purpose import set_purpose
+from controlplane.jobs.models import Job
+from controlplane.studies import explaining
 from controlplane.studies.models import Study, StudyState
 from controlplane.studies.services.sending import send_study
 from tests.controlplane.cast import new_user, signed_in
@@ -80,3 +84,14 @@ def test_a_study_names_who_had_approved_it_whatever_comes_after(
     assert "approved by Dr. May." in doctors.get(f"/studies/{study.pk}/").content.decode()
     set_purpose(actor=as_actor(doctor), deployment=xray, purpose="research")
     assert "approved by Dr. May." in doctors.get(f"/studies/{study.pk}/").content.decode()
+
+
+def test_a_heat_map_that_was_given_up_is_said_to_have_failed_and_what_to_do(doctors: Client, ready: Study) -> None:
+    at = f"/studies/{ready.pk}/pictures/{ready.pictures.get().pk}/heat/?label=dark"
+    assert doctors.get(at).status_code == 202
+    Job.objects.update(finished_at=timezone.now() - explaining.GIVEN_UP_AFTER - timedelta(seconds=1))
+    answer = doctors.get(at)
+    assert (answer.status_code, answer.headers["Cache-Control"]) == (404, "no-store")
+    assert "could not be made" in answer.json()["detail"]
+    assert "send the picture as a new study" in answer.json()["detail"]
+    assert not AuditEvent.objects.filter(action="picture.view").exists()

@@ -1,6 +1,6 @@
 """The drift tab: what moved, how far, since when; and one column large."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import urlencode
@@ -22,6 +22,43 @@ SMALL, LARGE, NAMED = 24, 40, 12
 RANKS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 # A picture may be of another age, but most of a table of scores is noise to read.
 MOST_SCORES = 20
+# Columns on a page, the most moved first.
+PAGE_SIZE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the page is asked for. `column` is shown large; `find` is part of the names of the columns to list, from
+    page `number` on, 1 first."""
+
+    window: Window
+    baseline: str | None = None
+    column: str = ""
+    find: str = ""
+    number: int = 1
+
+    @classmethod
+    def read(cls, query: Mapping[str, str], window: Window) -> "Asked":
+        """Anything that makes no sense is left out."""
+        baseline, number = query.get("baseline", ""), query.get("page", "")
+        return cls(
+            window,
+            baseline if baseline in (REFERENCE, EARLIER) else None,
+            query.get("column", ""),
+            query.get("find", "").replace("\0", "").strip()[:200],
+            max(1, int(number)) if number.isascii() and number.isdigit() and len(number) < 6 else 1,
+        )
+
+    def query(self, **changed: str | int) -> str:
+        """The query of an address that asks for this, with `changed` put in."""
+        asked = {
+            "range": self.window.key,
+            "baseline": self.baseline,
+            "find": self.find,
+            "page": self.number if self.number > 1 else "",
+            "column": self.column,
+        }
+        return "?" + urlencode({name: value for name, value in {**asked, **changed}.items() if value})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +71,21 @@ class ColumnRow:
     then: str
     now: str
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The columns of one page: the `first` to the `last` of `matching`, out of `total`. `before` and `after` are the
+    addresses of the pages beside it, "" where there are none; `every`: of the list that nothing narrows."""
+
+    rows: list[ColumnRow]
+    first: int
+    last: int
+    matching: int
+    total: int
+    before: str
+    after: str
+    every: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,26 +126,28 @@ class DriftPage:
     against: str
     prediction_against: str
     choices: list[tuple[str, str, bool]]
-    rows: list[ColumnRow]
+    columns: Listing
     scores: list[ColumnRow]
     hidden_scores: int
     detail: ColumnDetail | None
+    asked: Asked
     query: str
+    close: str
     drift: Drift
     enough: int
     empty: bool
 
 
-def drift_page(deployment: Deployment, window: Window, baseline: str | None, column: str) -> DriftPage:
+def drift_page(deployment: Deployment, asked: Asked) -> DriftPage:
     """The figures of /api/deployments/{d}/drift/ as rows and charts. Five queries at most."""
-    made = compared(deployment, window.interval, baseline)
+    window, column = asked.window, asked.column
+    made = compared(deployment, window.interval, asked.baseline)
     found = made.drift
-    asked = {"range": window.key} | ({"baseline": baseline} if baseline else {})
     scores = found["prediction"]["scores"]
 
     def row(one: Moved, pairs: Mapping[str, Pair]) -> ColumnRow:
         then, now = _small(pairs[one["name"]])
-        url = "?" + urlencode({**asked, "column": _key(one)}) + "#column"
+        url = asked.query(column=_key(one)) + "#column"
         return ColumnRow(one, url, _key(one) == column, then, now, _why(one, pairs[one["name"]]))
 
     sentence, tone = _sentence(found, made)
@@ -102,15 +156,35 @@ def drift_page(deployment: Deployment, window: Window, baseline: str | None, col
         tone=tone,
         against=_against(found),
         prediction_against=_prediction_against(found),
-        choices=_choices(found, window),
-        rows=[row(one, made.pairs) for one in found["features"]],
+        choices=_choices(found, asked),
+        columns=_listing(found["features"], asked, lambda one: row(one, made.pairs)),
         scores=[row(one, made.score_pairs) for one in scores[:MOST_SCORES]],
         hidden_scores=max(0, len(scores) - MOST_SCORES),
         detail=_detail(made, deployment, window, column) if column else None,
-        query=urlencode({**asked, **({"column": column} if column else {})}),
+        asked=asked,
+        query=asked.query(),
+        close=asked.query(column=""),
         drift=found,
         enough=ENOUGH,
         empty=not found["features"] and not scores,
+    )
+
+
+def _listing(columns: Sequence[Moved], asked: Asked, row: Callable[[Moved], ColumnRow]) -> Listing:
+    """The page of the columns that is asked for, or the last one; only its rows are drawn."""
+    matching = [one for one in columns if asked.find.casefold() in one["name"].casefold()]
+    number = min(asked.number, max(1, -(-len(matching) // PAGE_SIZE)))
+    start = (number - 1) * PAGE_SIZE
+    end = min(start + PAGE_SIZE, len(matching))
+    return Listing(
+        rows=[row(one) for one in matching[start:end]],
+        first=start + 1,
+        last=end,
+        matching=len(matching),
+        total=len(columns),
+        before=asked.query(page=number - 1 if number > 2 else "") if number > 1 else "",
+        after=asked.query(page=number + 1) if end < len(matching) else "",
+        every=asked.query(page="", find=""),
     )
 
 
@@ -176,12 +250,12 @@ def _prediction_against(found: Drift) -> str:
     return f"of version {prediction['version']}, against its own earlier answers, {words}; a reference set holds none"
 
 
-def _choices(found: Drift, window: Window) -> list[tuple[str, str, bool]]:
+def _choices(found: Drift, asked: Asked) -> list[tuple[str, str, bool]]:
     """(words, address, whether it is shown) of the baselines that can be chosen."""
     if not found["has_reference"]:
         return []
     return [
-        (words, "?" + urlencode({"range": window.key, "baseline": key}), found["baseline"] == key)
+        (words, asked.query(baseline=key, column="", page=""), found["baseline"] == key)
         for key, words in ((REFERENCE, "Reference set"), (EARLIER, "Earlier serving"))
     ]
 

@@ -104,6 +104,45 @@ def test_names_of_features_are_text(owners: Client, deployment: Deployment, vers
     assert b"&lt;script&gt;alert(1)&lt;/script&gt;" in owners.get(PAGE, {"column": EVIL}).content
 
 
+def test_of_very_many_columns_the_most_moved_come_first_in_pages(
+    owners: Client, deployment: Deployment, versions: list[ModelVersion]
+) -> None:
+    give_reference(versions[0])
+    serve(deployment, versions[0], shift=20.0, more=[f"Column {n:04}" for n in range(210)])
+    first = owners.get(PAGE).content.decode()
+    assert first.count('class="hist"') == 100 + 2
+    assert "1 to 100 of 212 columns" in first
+    assert first.index(">amount</a>") < first.index(">Column 0000</a>")
+    assert ">Less moved</a>" in first
+    assert ">More moved</a>" not in first
+    last = owners.get(PAGE, {"page": "3"}).content.decode()
+    assert "201 to 212 of 212 columns" in last
+    assert "?range=24h&amp;page=2" in last
+    assert ">Less moved</a>" not in last
+    assert "201 to 212" in owners.get(PAGE, {"page": "99999"}).content.decode()
+    found = owners.get(PAGE, {"find": "column 019", "column": "Column 0191"}).content.decode()
+    assert found.count('class="hist"') == 10 + 2
+    assert 'value="column 019"' in found
+    assert "find=column+019&amp;column=Column+0191" in found
+    assert 'id="column"' in found
+    part = owners.get(PAGE, {"find": "column 019"}, headers={"HX-Request": "true"}).content.decode()
+    assert ">Column 0191</a>" in part
+    assert ">amount</a>" not in part
+
+
+@pytest.mark.parametrize(
+    "query", [{"find": EVIL}, {"find": "\0"}, {"page": "-1"}, {"page": "x"}, {"page": "²"}, {"page": "0"}]
+)
+def test_a_search_for_nonsense_still_answers(
+    owners: Client, deployment: Deployment, versions: list[ModelVersion], query: dict[str, str]
+) -> None:
+    serve(deployment, versions[0])
+    answer = owners.get(PAGE, query)
+    assert answer.status_code == 200
+    assert b"<script>alert(1)" not in answer.content
+    assert (b"No column has" in answer.content) == (query.get("find") == EVIL)
+
+
 def test_it_costs_the_same_queries_with_more_columns(
     owners: Client,
     deployment: Deployment,

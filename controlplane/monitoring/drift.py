@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypedDict
 
-from controlplane.catalog.models import ReferenceDigests
+from django.db.models import Q
+
+from controlplane.catalog.models import ModelVersion, ReferenceDigests
 from controlplane.deployments.models import Deployment
 from controlplane.errors import field_error
 from controlplane.monitoring.distributions import Distribution, Pair
@@ -48,6 +50,8 @@ class Prediction(TypedDict):
 class Drift(TypedDict):
     """`baseline`: reference (the set of version `reference_version`), earlier (from `baseline_since` to
     `baseline_until`, `same_hours` of the day before or the stretch before), or None. Moved most comes first.
+    `undigested`: versions that answered and whose reference set, newer than the one compared with, was accepted before
+    sets were digested: it is to be added again.
     `moved_since`: the first step since which one of the most moved columns has been drifting."""
 
     deployment: str
@@ -55,6 +59,7 @@ class Drift(TypedDict):
     until: str
     baseline: str | None
     has_reference: bool
+    undigested: list[int]
     reference_version: int | None
     baseline_since: str | None
     baseline_until: str | None
@@ -111,7 +116,7 @@ def compared(deployment: Deployment, interval: Interval, baseline: str | None = 
     """As `drift`, with the distributions."""
     served = sketch_rollups.read(deployment.pk, (FEATURES, PICTURES, SCORES), interval.since, interval.until, SHOWN)
     now = [stretch for stretch in served if stretch.kind != SCORES]
-    reference = _reference(deployment, {stretch.version for stretch in served})
+    reference, undigested = _reference(deployment, {stretch.version for stretch in served})
     by_reference = reference is not None and baseline != EARLIER
     past = _Past(deployment, interval, (SCORES,) if by_reference else (FEATURES, PICTURES, SCORES))
     earlier: Earlier | None = None
@@ -134,6 +139,7 @@ def compared(deployment: Deployment, interval: Interval, baseline: str | None = 
             "until": interval.until.isoformat(),
             "baseline": used,
             "has_reference": reference is not None,
+            "undigested": undigested,
             "reference_version": reference.version.number if reference is not None and used == REFERENCE else None,
             "baseline_since": earlier.since.isoformat() if earlier and used else None,
             "baseline_until": earlier.until.isoformat() if earlier and used else None,
@@ -170,10 +176,18 @@ def _pairs(base: Mapping[str, Distribution], now: Sequence[Stretch]) -> dict[str
     return {name: Pair(base.get(name, nothing), Distribution.of(parts)) for name, parts in by_name(now).items()}
 
 
-def _reference(deployment: Deployment, versions: set[int]) -> ReferenceDigests | None:
-    """The reference set of the newest of these versions that has one. One query."""
-    found = ReferenceDigests.objects.filter(version__model_id=deployment.model_id, version__number__in=versions)
-    return found.select_related("version").order_by("-version__number").first()
+def _reference(deployment: Deployment, versions: set[int]) -> tuple[ReferenceDigests | None, list[int]]:
+    """The digests of the newest of these versions that has any, and the newer ones that have a reference set without
+    digests. One query."""
+    given = Q(reference_artifact__isnull=False) | Q(reference_digests__isnull=False)
+    found = ModelVersion.objects.filter(given, model=deployment.model_id, number__in=versions).order_by("-number")
+    undigested: list[int] = []
+    for version in found.select_related("reference_digests").only("number", "reference_digests"):
+        digested: ReferenceDigests | None = getattr(version, "reference_digests", None)
+        if digested is not None:
+            return digested, undigested
+        undigested.append(version.number)
+    return None, undigested
 
 
 class _Past:

@@ -53,6 +53,26 @@ def test_it_names_what_moved_most_and_against_what(
     assert "?range=24h&amp;baseline=earlier" in page
 
 
+def test_a_reference_set_without_digests_is_to_be_added_again(
+    owners: Client, deployment: Deployment, versions: list[ModelVersion]
+) -> None:
+    serve(deployment, versions[0])
+    serve(deployment, versions[1])
+    ModelVersion.objects.update(reference_artifact=versions[0].artifact)
+    page = owners.get(PAGE).content.decode()
+    for number in (1, 2):
+        assert f"The reference set of version {number} was accepted before" in page
+        assert f'<a href="/models/fraud/versions/{number}/">add the reference set again</a>' in page
+    assert "no version that answers has a reference set" not in page
+    give_reference(versions[0])
+    page = owners.get(PAGE).content.decode()
+    assert "against the reference set of version 1" in page
+    assert "The reference set of version 2 was accepted before" in page
+    assert "The reference set of version 1 was accepted before" not in page
+    give_reference(versions[1])
+    assert "add the reference set again" not in owners.get(PAGE).content.decode()
+
+
 def test_a_column_opens_large_without_a_script(
     owners: Client, deployment: Deployment, versions: list[ModelVersion]
 ) -> None:

@@ -140,6 +140,11 @@ class SpoolFile:
     def size_bytes(self) -> int:
         return self.path.stat().st_size
 
+    def has_writer(self) -> bool:
+        """Whether it is still written to."""
+        with self.path.open("rb") as file:
+            return not _unlocked(file.fileno())
+
     def read(self, offset: int, *, limit_bytes: int = READ_BYTES) -> Chunk:
         """Whole lines from `offset` on, at least one where a whole one is there. A torn tail is left alone."""
         with self.path.open("rb") as file:

@@ -40,15 +40,20 @@ class Ingester:
         self._step_bytes = step_bytes
         self._clock = clock
         self._oldest_unshipped_at: float | None = None
+        # Up to where files that are still written to were shipped: the database is not asked while nothing is new.
+        self._shipped_to: dict[str, int] = {}
         # Whether the last steps were full, so that the next ones may be at once.
         self.has_more = False
 
     def do_one(self) -> bool:
         """Ships one step of every file that has something new; True where anything was read or a file was finished."""
         worked = self.has_more = False
-        for file in self.reader.files():
+        files = self.reader.files()
+        self._shipped_to = {file.name: end for file in files if (end := self._shipped_to.get(file.name)) is not None}
+        for file in files:
             try:
-                worked |= self._ship(file)
+                if not (file.has_writer() and self._shipped_to.get(file.name) == file.size_bytes()):
+                    worked |= self._ship(file)
             except FileNotFoundError:
                 continue  # another ingester was quicker
         return worked
@@ -71,6 +76,7 @@ class Ingester:
                 self._count(landed, len(unreadable))
         if chunk.lines:
             self._oldest_unshipped_at = None if end >= file.size_bytes() else landed.last_at
+        self._shipped_to[file.name] = end
         if chunk.finished:
             file.remove()
             SpoolBookmark.objects.filter(name=file.name).delete()

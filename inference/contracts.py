@@ -12,6 +12,10 @@ import msgspec
 BASIS_POINTS = 10_000
 SCHEMA_VERSION = 1
 
+# Defaults of a deployment. More rows in a run gain little on a CPU and delay the first caller.
+MAX_BATCH_ROWS = 64
+MAX_WAIT_MS = 5.0
+
 
 class Frozen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of every published shape: immutable, named fields, unknown fields ignored so that old readers live on."""
@@ -176,6 +180,10 @@ class DeploymentRoute(Frozen, frozen=True, kw_only=True):
     capture: CapturePolicy = CapturePolicy()
     max_rows: int = 4096
     max_body_bytes: int = 64 * 1024 * 1024
+    # Of runs that calls share in the executor lane: rows at most (1: no sharing), and for how long a call is held back
+    # for others while it could run (0: it shares with what waits already). See `inference.pacing`.
+    max_batch_rows: int = MAX_BATCH_ROWS
+    max_wait_ms: float = MAX_WAIT_MS
     # Set for a deployment that was retired: calls are answered 410.
     retired: bool = False
 

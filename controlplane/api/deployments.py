@@ -103,10 +103,15 @@ def entity_tag(newest: SplitRevision | None) -> dict[str, str]:
     return {"ETag": f'"{newest.number if newest else 0}"'}
 
 
+SETTINGS = (
+    *("description", "lane", "payload_share", "retention_days", "column_policy"),
+    *("max_rows", "max_body_bytes", "max_batch_rows", "max_wait_ms"),
+)
+
+
 def settings_of(fields: dict[str, Any]) -> dict[str, Any]:
     """The editable settings among the fields; the capture policy is flat already (`source="*"`)."""
-    names = ("description", "lane", "payload_share", "retention_days", "column_policy", "max_rows", "max_body_bytes")
-    return {name: fields[name] for name in names if name in fields}
+    return {name: fields[name] for name in SETTINGS if name in fields}
 
 
 class DeploymentList(DeploymentView):

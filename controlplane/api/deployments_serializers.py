@@ -141,6 +141,8 @@ class DeploymentSerializer(serializers.Serializer[Deployment]):
     capture = CaptureSerializer(source="*", required=False)
     max_rows = serializers.IntegerField(required=False)
     max_body_bytes = serializers.IntegerField(required=False)
+    max_batch_rows = serializers.IntegerField(required=False)
+    max_wait_ms = serializers.FloatField(required=False)
     split = serializers.SerializerMethodField()
     preparing = serializers.SerializerMethodField()
     labels = serializers.SerializerMethodField()

@@ -176,6 +176,8 @@ def _route(deployment: Deployment, rows: _Rows) -> DeploymentRoute:
         ),
         max_rows=deployment.max_rows,
         max_body_bytes=deployment.max_body_bytes,
+        max_batch_rows=deployment.max_batch_rows,
+        max_wait_ms=deployment.max_wait_ms,
         retired=deployment.retired_at is not None,
     )
 

@@ -13,7 +13,7 @@ from django.db.models.functions import Lower, Now
 from controlplane.accounts.models import ApiKey, Right, Team, User
 from controlplane.audit.services import Target
 from controlplane.catalog.models import ModelVersion, RegisteredModel
-from inference.contracts import Lane
+from inference.contracts import MAX_BATCH_ROWS, MAX_WAIT_MS, Lane
 
 
 def _new_salt() -> str:
@@ -58,6 +58,8 @@ class Deployment(models.Model):
     hash_salt = models.CharField(max_length=32, default=_new_salt, editable=False)
     max_rows = models.PositiveIntegerField(default=4096)
     max_body_bytes = models.PositiveIntegerField(default=64 * 1024 * 1024)
+    max_batch_rows = models.PositiveIntegerField(default=MAX_BATCH_ROWS, help_text="rows of a shared run; 1: none")
+    max_wait_ms = models.FloatField(default=MAX_WAIT_MS, help_text="how long a call may be held back to share a run")
     demo = models.BooleanField(default=False)
     # What doctors' studies of it are for. Clinical needs who approved it, and thresholds and an intended use of every
     # version that answers; whatever explores (a bandit) must leave it alone.
@@ -84,6 +86,8 @@ class Deployment(models.Model):
                 name="deployment_clinical_is_approved",
             ),
             models.CheckConstraint(condition=models.Q(max_rows__gte=1), name="deployment_max_rows"),
+            models.CheckConstraint(condition=models.Q(max_batch_rows__gte=1), name="deployment_max_batch_rows"),
+            models.CheckConstraint(condition=models.Q(max_wait_ms__gte=0), name="deployment_max_wait_ms"),
             models.CheckConstraint(
                 condition=models.Q(lane__in=[lane.value for lane in Lane]), name="deployment_lane_known"
             ),
@@ -108,6 +112,8 @@ class Deployment(models.Model):
             },
             "max_rows": self.max_rows,
             "max_body_bytes": self.max_body_bytes,
+            "max_batch_rows": self.max_batch_rows,
+            "max_wait_ms": self.max_wait_ms,
         }
 
 

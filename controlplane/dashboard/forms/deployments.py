@@ -27,7 +27,7 @@ class DeploymentForm(forms.Form):
     def __init__(self, *args: Any, teams: Sequence[Team], user: User, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         models = RegisteredModel.objects.for_user(user).filter(team__in=teams, archived_at=None).select_related("team")
-        self.fields["model"].queryset = models  # type: ignore[attr-defined]
+        self.fields["model"].queryset = models  # type: ignore[attr-defined]  # of a ModelChoiceField
 
     def clean_lane(self) -> str:
         return self.cleaned_data["lane"] or Lane.AUTO.value
@@ -48,6 +48,12 @@ class SettingsForm(forms.Form):
     )
     max_rows = forms.IntegerField(min_value=1, label="Rows per call, at most")
     max_body_mb = forms.FloatField(min_value=0.001, label="Body, at most MB")
+    max_batch_rows = forms.IntegerField(
+        min_value=1, label="Rows of a shared run, at most", help_text="In the executor lane. 1: every call runs alone."
+    )
+    max_wait_ms = forms.FloatField(
+        min_value=0, label="Held back to share a run, at most ms", help_text="0: a call shares with what waits already."
+    )
 
     @classmethod
     def of(cls, deployment: Deployment) -> "SettingsForm":
@@ -60,6 +66,8 @@ class SettingsForm(forms.Form):
                 "column_policy": json.dumps(deployment.column_policy, indent=2) if deployment.column_policy else "",
                 "max_rows": deployment.max_rows,
                 "max_body_mb": deployment.max_body_bytes / 1024 / 1024,
+                "max_batch_rows": deployment.max_batch_rows,
+                "max_wait_ms": deployment.max_wait_ms,
             }
         )
 
@@ -86,4 +94,6 @@ class SettingsForm(forms.Form):
             "column_policy": chosen["column_policy"],
             "max_rows": chosen["max_rows"],
             "max_body_bytes": int(chosen["max_body_mb"] * 1024 * 1024),
+            "max_batch_rows": chosen["max_batch_rows"],
+            "max_wait_ms": chosen["max_wait_ms"],
         }

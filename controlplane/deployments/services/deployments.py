@@ -22,6 +22,8 @@ MAX_DESCRIPTION = 2000
 MAX_RETENTION_DAYS = 3650
 MAX_ROWS = 1_000_000
 MIN_BODY_BYTES, MAX_BODY_BYTES = 1024, 1024**3
+MAX_BATCH_ROWS = 4096
+MAX_WAIT_MS = 1000
 
 
 def create_deployment(
@@ -58,7 +60,8 @@ def edit_deployment(*, actor: Actor, deployment: Deployment, **settings: Any) ->
     """Changes settings of a deployment; what is not named stays. Nothing is written where nothing differs.
 
     Settings: `description`, `lane` (contracts.Lane), `payload_share` (0 to 1), `retention_days`, `column_policy`
-    (column name -> keep, hash or drop), `max_rows`, `max_body_bytes`.
+    (column name -> keep, hash or drop), `max_rows`, `max_body_bytes`, `max_batch_rows`,
+    `max_wait_ms`.
     Raises DomainError `validation_error`, `bad_columns` or `gone`.
     """
     with routes_change():
@@ -136,6 +139,11 @@ def _whole(low: int, high: int) -> Any:
     return check
 
 
+def _check_wait(deployment: Deployment, name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_WAIT_MS:
+        raise field_error("validation_error", name, f"{name} is a number of milliseconds from 0 to {MAX_WAIT_MS}.")
+
+
 def _check_columns(deployment: Deployment, name: str, value: Any) -> None:
     if not isinstance(value, dict):
         raise field_error("bad_columns", name, "The column policy names columns and what is kept of each.")
@@ -159,6 +167,8 @@ CHECKS = {
     "column_policy": _check_columns,
     "max_rows": _whole(1, MAX_ROWS),
     "max_body_bytes": _whole(MIN_BODY_BYTES, MAX_BODY_BYTES),
+    "max_batch_rows": _whole(1, MAX_BATCH_ROWS),
+    "max_wait_ms": _check_wait,
 }
 
 

@@ -70,6 +70,8 @@ def test_settings_are_saved_and_a_bad_one_is_shown_at_its_field(owners: Client, 
         "column_policy": '{"amount": "hash"}',
         "max_rows": "100",
         "max_body_mb": "2",
+        "max_batch_rows": "16",
+        "max_wait_ms": "1.5",
     }
     save = "/deployments/checkout/settings/save/"
     assert owners.post(save, good).status_code == 302
@@ -79,6 +81,7 @@ def test_settings_are_saved_and_a_bad_one_is_shown_at_its_field(owners: Client, 
         0.5,
         {"amount": "hash"},
     )
+    assert (deployment.max_batch_rows, deployment.max_wait_ms) == (16, 1.5)
     response = owners.post(save, {**good, "column_policy": '{"no_such": "hash"}'})
     assert response.status_code == 422
     assert b"no_such" in response.content

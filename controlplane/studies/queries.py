@@ -219,6 +219,12 @@ def takes_pictures(deployment: Deployment) -> bool:
     return ready.filter(task__in=PICTURE_TASKS).exists()
 
 
+def has_several_views(deployment: Deployment) -> bool:
+    """Whether a study that was sent to it has more than one picture, for all of which a verdict speaks. One query."""
+    second = StudyPicture.objects.filter(study__deployment=deployment, position__gt=1)
+    return second.exclude(study__state=StudyState.DRAFT).exists()
+
+
 def own_verdict(study: Study, user: User) -> Verdict | None:
     """The person's verdict that holds; its `number` is what the next one is expected to follow."""
     return Verdict.objects.filter(study=study, reader=user, latest=True).first()

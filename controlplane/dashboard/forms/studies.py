@@ -27,7 +27,7 @@ class StudyForm(forms.Form):
         super().__init__(*args, **kwargs)
         several = len({deployment.team_id for deployment in deployments}) > 1
         choices = [(each.name, _words(each, several)) for each in deployments]
-        self.fields["deployment"].choices = choices  # type: ignore[attr-defined]
+        self.fields["deployment"].choices = choices  # type: ignore[attr-defined]  # of a ChoiceField
 
 
 def _words(deployment: Deployment, with_team: bool) -> str:

@@ -10,6 +10,7 @@ from controlplane.deployments.models import Deployment
 from controlplane.monitoring.accuracy import ENOUGH, VersionAccuracy, accuracy
 from controlplane.monitoring.estimates import Metric
 from controlplane.monitoring.scoring import Constant, LabelScore, Scored, no_better
+from controlplane.studies.queries import has_several_views
 from inference.contracts import Role
 
 # How a figure is written: per cent, an index of one with three decimals, or a number in the target's own unit.
@@ -107,10 +108,11 @@ class AccuracyPage:
     series_name: str
     enough: int
     empty: bool
+    several_views: bool
 
 
 def accuracy_page(deployment: Deployment, window: Window) -> AccuracyPage:
-    """The figures of /api/deployments/{d}/accuracy/ as rows and a chart. Three queries."""
+    """The figures of /api/deployments/{d}/accuracy/ as rows and a chart. Four queries."""
     found = accuracy(deployment.pk, deployment.name, window.interval)
     known = [version for version in found["versions"] if version["n"] > 0]
     live = [version for version in known if version["role"] == Role.LIVE]
@@ -132,6 +134,7 @@ def accuracy_page(deployment: Deployment, window: Window) -> AccuracyPage:
         series_name=next((words for key, words, *_ in METRICS if key == headline), ""),
         enough=ENOUGH,
         empty=not known,
+        several_views=bool(known) and has_several_views(deployment),
     )
 
 
@@ -216,7 +219,7 @@ def _series(
 
     def scaled(version: VersionAccuracy, side: str) -> list[float | None]:
         factor = 100 if version["headline"] in shares else 1
-        values = [metric[side] for metric in version["series"]]  # type: ignore[literal-required]
+        values = [metric[side] for metric in version["series"]]  # type: ignore[literal-required]  # one of a Metric's keys
         return [None if value is None else value * factor for value in values]
 
     unit = "%" if any(version["headline"] in shares for version in live) else ""

@@ -47,6 +47,20 @@ def test_agreeing_is_saying_the_labels_above_their_threshold(ready: Study, docto
     assert event.after == {"part": "reader", "number": 1, "blinded": False}
 
 
+@pytest.mark.parametrize("shades", [(0,), (0, 20)])
+def test_a_verdict_on_several_views_counts_for_each_and_the_accuracy_tab_says_so(
+    doctor: User, colleague: User, xray: Deployment, say: Say, shades: tuple[int, ...]
+) -> None:
+    study = send_study(actor=as_actor(doctor), study=draft(doctor, xray, *map(picture, shades)))
+    while run_batch("x"):
+        pass
+    say(study, doctor, "correct", "dark")
+    assert [truth for truth, _, _ in counted()] == [{"labels": ["dark"]}] * len(shades)
+    page = signed_in(colleague).get("/deployments/xray/accuracy/").content.decode()
+    assert "By version" in page
+    assert ("Some studies have several pictures." in page) == (len(shades) > 1)
+
+
 def test_a_verdict_can_be_changed_and_its_history_stays(ready: Study, doctor: User, say: Say) -> None:
     say(ready, doctor)
     say(ready, doctor, "correct", "bright", "dark", number=1)

@@ -17,12 +17,13 @@ class DeploymentsConfig(AppConfig):
         )
         from controlplane.deployments import periodic, settling
         from controlplane.deployments.queries import what_holds, what_is_clinical
+        from controlplane.deployments.watching import Watch
 
         in_use_checks.append(what_holds)
         intended_use_checks.append(what_is_clinical)
         keys_changed.connect(_publish_keys, dispatch_uid="deployments.publish_keys")
         periodic.register("settle", 0.5, settling.settle)
-        periodic.register("reconcile", 2.0, settling.reconcile)
+        periodic.register("reconcile", 2.0, Watch().look)
         # Catalog is a lower room, so it cannot register here itself.
         periodic.register("validations", 5.0, sweep_validations)
         periodic.register("artifacts", 3600.0, sweep_artifacts)

@@ -63,8 +63,7 @@ class IssuedKeySerializer(KeySerializer):
 
 
 class NewKeySerializer(serializers.Serializer[Any]):
-    # Every DRF field has an attribute of this name; the class keeps declared fields apart from it.
-    label = serializers.CharField(max_length=100)  # type: ignore[assignment]
+    label = serializers.CharField(max_length=100)  # type: ignore[assignment]  # a field of that name
     scopes = serializers.ListField(
         child=serializers.ChoiceField(choices=list(Scope)), required=False, default=list(DEFAULT_SCOPES), max_length=20
     )

@@ -25,7 +25,7 @@ class RequestIdMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
         given = request.headers.get("X-Request-Id", "")
-        request.request_id = given if SANE.match(given) else uuid.uuid4().hex  # type: ignore[attr-defined]
+        request.request_id = given if SANE.match(given) else uuid.uuid4().hex  # type: ignore[attr-defined]  # this middleware adds it
         if self._is_async:
             return self._asynchronous(request)
         return self._stamp(request, cast(HttpResponse, self.get_response(request)))
@@ -35,5 +35,5 @@ class RequestIdMiddleware:
 
     @staticmethod
     def _stamp(request: HttpRequest, response: HttpResponse) -> HttpResponse:
-        response.headers["X-Request-Id"] = request.request_id  # type: ignore[attr-defined]
+        response.headers["X-Request-Id"] = request.request_id  # type: ignore[attr-defined]  # this middleware adds it
         return response

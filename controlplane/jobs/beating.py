@@ -26,7 +26,7 @@ def begin(sender: Any, **_: Any) -> None:
         threading.Thread(target=_beat, name="beat", daemon=True).start()
 
 
-@worker_shutting_down.connect  # type: ignore[untyped-decorator]
+@worker_shutting_down.connect  # type: ignore[untyped-decorator]  # Celery carries no types
 def end(**_: Any) -> None:
     """From now on the worker takes no more jobs."""
     _ended.set()

@@ -167,7 +167,7 @@ def runtime_host() -> RuntimeHost:
 
 
 @worker_process_shutdown.connect  # type: ignore[untyped-decorator]  # Celery carries no types
-@worker_shutdown.connect  # type: ignore[untyped-decorator]
+@worker_shutdown.connect  # type: ignore[untyped-decorator]  # Celery carries no types
 def close_runtime(**_: Any) -> None:
     """Ends the runtime's child, and the picture decoder's, with the process that holds them."""
     global _host

@@ -86,24 +86,27 @@ def scored(tally: Tally) -> Scored:
 
 def no_better(figures: Scored) -> bool:
     """Whether the headline's interval reaches what the best constant answer gets; False where either is unknown."""
-    name, constant = figures["headline"], figures["constant"]
-    if name is None or constant is None or name not in constant["metrics"]:
-        return False
-    metric, other = figures["metrics"][name], constant["metrics"][name]
-    if name == "rmse":
-        return metric["high"] is not None and metric["high"] >= other
-    return metric["low"] is not None and metric["low"] <= other
+    behind = _behind_constant(figures)
+    return behind is not None and behind[1] >= 0
 
 
 def is_worse(figures: Scored) -> bool:
     """Whether the headline's whole interval lies on the wrong side of what the best constant answer gets."""
+    behind = _behind_constant(figures)
+    return behind is not None and behind[0] > 0
+
+
+def _behind_constant(figures: Scored) -> tuple[float, float] | None:
+    """How far the headline is behind what the best constant answer gets, at least and at most, by its interval; below
+    0 it is ahead. None where either is unknown."""
     name, constant = figures["headline"], figures["constant"]
     if name is None or constant is None or name not in constant["metrics"]:
-        return False
+        return None
     metric, other = figures["metrics"][name], constant["metrics"][name]
-    if name == "rmse":
-        return metric["low"] is not None and metric["low"] > other
-    return metric["high"] is not None and metric["high"] < other
+    low, high = metric["low"], metric["high"]
+    if low is None or high is None:
+        return None
+    return (low - other, high - other) if name == "rmse" else (other - high, other - low)
 
 
 def right_of(tally: Tally) -> tuple[float, int]:

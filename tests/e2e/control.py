@@ -55,7 +55,7 @@ class Control:
             split = self.client.post(f"/api/deployments/{name}/splits/", json={"shares": shares or {"1": 100}})
             assert split.status_code == 201, split.text
         for name in deployments:
-            wait_for(lambda name=name: self._serves(name), SETTLES_WITHIN_S, f"{name} serving", every_s=0.2)  # type: ignore[misc]
+            wait_for(lambda name=name: self._serves(name), SETTLES_WITHIN_S, f"{name} serving", every_s=0.2)  # type: ignore[misc]  # mypy infers no lambda with a default
 
     def issued(self, **fields: Any) -> str:
         """A new key, once the front door knows it."""

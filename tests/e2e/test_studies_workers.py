@@ -177,7 +177,7 @@ def test_a_killed_worker_costs_a_study_one_attempt(clinic: Product, doctor: Pers
 def test_a_study_whose_runtime_dies_each_time_fails_and_says_what_to_do(clinic: Product, doctor: Person) -> None:
     address = doctor.sent(SLOW, "killed each time", encoded(grey(48)))
     for attempt in (1, 2, 3):
-        wait_for(lambda attempt=attempt: killed(clinic, address, attempt), 120, f"attempt {attempt}")  # type: ignore[misc]
+        wait_for(lambda attempt=attempt: killed(clinic, address, attempt), 120, f"attempt {attempt}")  # type: ignore[misc]  # mypy infers no lambda with a default
     page = doctor.answered(address)
     assert standing(page) == "No suggestion"
     told = text_of(page)

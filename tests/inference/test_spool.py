@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 
 
 def record(name: str, **fields: object) -> SpoolRecord:
-    return SpoolRecord(id=name, at=1.5, source=Source.LIVE, **fields)  # type: ignore[arg-type]
+    return SpoolRecord(id=name, at=1.5, source=Source.LIVE, **fields)  # type: ignore[arg-type]  # of several types
 
 
 def test_a_record_is_readable_the_moment_append_returns(tmp_path: Path) -> None:

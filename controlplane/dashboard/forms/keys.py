@@ -46,6 +46,6 @@ class KeyForm(forms.Form):
     def __init__(self, *args: Any, teams: Sequence[Team], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         team_ids = [team.pk for team in teams]
-        self.fields["team"].queryset = Team.objects.filter(pk__in=team_ids).order_by("name")  # type: ignore[attr-defined]
+        self.fields["team"].queryset = Team.objects.filter(pk__in=team_ids).order_by("name")  # type: ignore[attr-defined]  # of a ModelChoiceField
         self.fields["team"].initial = teams[0].pk if teams else None
-        self.fields["deployments"].queryset = Deployment.objects.current().filter(team_id__in=team_ids)  # type: ignore[attr-defined]
+        self.fields["deployments"].queryset = Deployment.objects.current().filter(team_id__in=team_ids)  # type: ignore[attr-defined]  # of a ModelChoiceField

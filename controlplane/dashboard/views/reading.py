@@ -1,6 +1,9 @@
 """What a deployment's studies are for, and how they are read: parts of its settings."""
 
+from collections.abc import Callable
+
 from django.contrib import messages
+from django.forms import Form
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.views.decorators.http import require_POST
@@ -18,31 +21,28 @@ from controlplane.studies.services.policy import set_policy, set_purpose
 
 @require_POST
 def save_purpose(request: HttpRequest, name: str) -> HttpResponse:
-    deployment = find_deployment(request, name)
-    require(request, Right.DEPLOY, deployment.team_id)
     form = PurposeForm(request.POST)
-    if form.is_valid():
-        try:
-            set_purpose(actor=person_actor(request), deployment=deployment, **form.cleaned_data)
-        except DomainError as error:
-            show(form, error)
-        else:
-            messages.success(request, f"Studies of {name} are {form.cleaned_data['purpose']} from now on.")
-            return redirect("pages:settings", name=name)
-    return settings_page(request, deployment, SettingsForm.of(deployment), status=422, purpose=form)
+    return _save(request, name, "purpose", form, set_purpose, "Studies of {name} are {purpose} from now on.")
 
 
 @require_POST
 def save_policy(request: HttpRequest, name: str) -> HttpResponse:
+    form = PolicyForm(request.POST)
+    return _save(request, name, "policy", form, set_policy, "Studies of {name} that are sent from now on are read so.")
+
+
+def _save(
+    request: HttpRequest, name: str, part: str, form: Form, change: Callable[..., object], done: str
+) -> HttpResponse:
+    """Saves that part of the settings, or shows them with what is wrong with it."""
     deployment = find_deployment(request, name)
     require(request, Right.DEPLOY, deployment.team_id)
-    form = PolicyForm(request.POST)
     if form.is_valid():
         try:
-            set_policy(actor=person_actor(request), deployment=deployment, **form.cleaned_data)
+            change(actor=person_actor(request), deployment=deployment, **form.cleaned_data)
         except DomainError as error:
             show(form, error)
         else:
-            messages.success(request, f"Studies of {name} that are sent from now on are read so.")
+            messages.success(request, done.format(name=name, **form.cleaned_data))
             return redirect("pages:settings", name=name)
-    return settings_page(request, deployment, SettingsForm.of(deployment), status=422, policy=form)
+    return settings_page(request, deployment, SettingsForm.of(deployment), status=422, **{part: form})

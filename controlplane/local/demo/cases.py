@@ -4,7 +4,7 @@ import io
 import json
 import zipfile
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
@@ -102,11 +102,7 @@ def _card_fraud() -> Case:
 
 def _draw_payments(n: int, rng: np.random.Generator, drift: float) -> Calls:
     drawn = payments.payments(n, rng, drift)
-    return Calls(
-        tensor=drawn.features,
-        truths=[payments.LABELS[label] for label in drawn.labels],
-        instance=lambda i: dict(zip(payments.COLUMNS, drawn.features[i].tolist(), strict=True)),
-    )
+    return _rows(payments.COLUMNS, drawn.features, [payments.LABELS[label] for label in drawn.labels])
 
 
 def _recommender() -> Case:
@@ -132,11 +128,12 @@ def _recommender() -> Case:
 
 def _draw_visits(n: int, rng: np.random.Generator, drift: float) -> Calls:
     drawn = visits.visits(n, rng, drift)
-    return Calls(
-        tensor=drawn.features,
-        truths=[visits.ITEMS[index] for index in drawn.bought],
-        instance=lambda i: dict(zip(visits.COLUMNS, drawn.features[i].tolist(), strict=True)),
-    )
+    return _rows(visits.COLUMNS, drawn.features, [visits.ITEMS[index] for index in drawn.bought])
+
+
+def _rows(columns: Sequence[str], features: npt.NDArray[Any], truths: list[str]) -> Calls:
+    """Calls of a table's rows, each an object of its named columns."""
+    return Calls(features, truths, lambda i: dict(zip(columns, features[i].tolist(), strict=True)))
 
 
 def _chest_xray() -> Case:

@@ -25,10 +25,10 @@ def request_of(user: User) -> object:
 @pytest.mark.parametrize("model", [ApiKey, RegisteredModel, ModelVersion, AuditEvent])
 def test_what_services_change_is_only_to_read(root: User, model: type) -> None:
     admin, request = site._registry[model], request_of(root)
-    assert admin.has_view_permission(request)  # type: ignore[arg-type]
-    assert not admin.has_add_permission(request)  # type: ignore[arg-type]
-    assert not admin.has_change_permission(request)  # type: ignore[arg-type]
-    assert not admin.has_delete_permission(request)  # type: ignore[arg-type]
+    assert admin.has_view_permission(request)  # type: ignore[arg-type]  # a request with a user alone
+    assert not admin.has_add_permission(request)  # type: ignore[arg-type]  # a request with a user alone
+    assert not admin.has_change_permission(request)  # type: ignore[arg-type]  # a request with a user alone
+    assert not admin.has_delete_permission(request)  # type: ignore[arg-type]  # a request with a user alone
 
 
 def test_a_key_s_digest_is_not_shown(root: User, issued: tuple[ApiKey, str]) -> None:

@@ -38,7 +38,7 @@ def test_the_page_offers_the_control_api_and_one_s_own_deployments(as_owner: Cal
     assert setup["primary"] == "Control API"
     chosen = setup_of(as_owner.get("/api/docs/", deployment="checkout").content.decode())
     assert chosen["primary"] == "Prediction API: checkout"
-    assert len(setup_of(as_outsider.get("/api/docs/").content.decode())["urls"]) == 1  # type: ignore[arg-type]
+    assert len(setup_of(as_outsider.get("/api/docs/").content.decode())["urls"]) == 1  # type: ignore[arg-type]  # a JSON object
 
 
 def test_the_page_passes_the_content_security_policy(as_owner: Caller) -> None:

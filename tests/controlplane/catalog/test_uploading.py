@@ -43,7 +43,7 @@ def model(team: Team) -> RegisteredModel:
 
 def refused(code: str, model: RegisteredModel, content: bytes, **said: object) -> DomainError:
     with pytest.raises(DomainError) as caught:
-        upload(model, content, **said)  # type: ignore[arg-type]
+        upload(model, content, **said)  # type: ignore[arg-type]  # of several types
     assert caught.value.code == code
     return caught.value
 

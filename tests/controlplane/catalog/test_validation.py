@@ -89,7 +89,7 @@ def test_a_zipmap_tail_is_cut_and_the_cut_file_is_served(model: RegisteredModel,
     ],
 )
 def test_what_does_not_fit_the_graph_is_rejected(model: RegisteredModel, said: dict[str, object], code: str) -> None:
-    version = validate_now(upload(model, **said)[0])  # type: ignore[arg-type]
+    version = validate_now(upload(model, **said)[0])  # type: ignore[arg-type]  # of several types
     assert (version.state, version.code) == (VersionState.REJECTED, code)
     assert version.reason and version.report is not None and version.report["ok"] is False
     assert version.artifact_id is None

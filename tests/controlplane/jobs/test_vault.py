@@ -40,7 +40,7 @@ def test_a_changed_or_swapped_file_is_refused(home: Path) -> None:
 
 def test_another_master_key_opens_nothing(home: Path, settings: object) -> None:
     name, key = vault.seal(b"one")
-    settings.SIGNALBOX_MASTER_KEY = "another"  # type: ignore[attr-defined]
+    settings.SIGNALBOX_MASTER_KEY = "another"  # type: ignore[attr-defined]  # a setting of ours
     with pytest.raises(vault.VaultError):
         vault.unseal(name, key)
 

@@ -96,7 +96,7 @@ def test_the_demo_is_loaded_in_two_steps_where_no_data_plane_is_up(default_team:
     assert xrays.thresholds == {"pneumonia": xrays.performance["labels"]["pneumonia"]["threshold"]}
     assert xrays.intended_use["age_range"] == "1-5 years"
     assert "accuracy 89.6% (86.9% to 91.7%, 559 of 624)" in xrays.notes
-    assert Prediction.objects.filter(version_id=xrays.pk).first().context == {"picture": "synthetic"}  # type: ignore[union-attr]
+    assert Prediction.objects.filter(version_id=xrays.pk).first().context == {"picture": "synthetic"}  # type: ignore[union-attr]  # there is one
     assert Study.objects.filter(created_by=doctor).count() == len(PLANNED)
     # The adult's picture is said to be what the model is not for; the children's are not.
     mismatched = [bool(picture.mismatches) for picture in StudyPicture.objects.order_by("study_id")]

@@ -69,7 +69,7 @@ def test_classification_equals_scikit_learn() -> None:
         assert label["auroc_binning"] < 0.01
         assert label["auroc"]["value"] == pytest.approx(exact, abs=label["auroc_binning"] + 1e-6)
     for metric in found["metrics"].values():
-        assert metric["low"] < metric["value"] < metric["high"]  # type: ignore[operator]
+        assert metric["low"] < metric["value"] < metric["high"]  # type: ignore[operator]  # no figure is None here
 
 
 def test_several_labels_a_case_equal_scikit_learn() -> None:

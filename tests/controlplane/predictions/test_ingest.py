@@ -87,7 +87,7 @@ def test_a_batch_takes_the_same_number_of_queries_however_long(
     deployment: Deployment, version: ModelVersion, django_assert_max_num_queries: object
 ) -> None:
     record_predictions([served(deployment, version)])
-    with django_assert_max_num_queries(14):  # type: ignore[operator]
+    with django_assert_max_num_queries(14):  # type: ignore[operator]  # a fixture typed as object
         record_predictions([served(deployment, version) for _ in range(500)])
 
 

@@ -115,7 +115,7 @@ def test_boxes_that_are_none_are_refused(doctor: User, xray: Deployment) -> None
     study = draft(doctor, xray)
     for box in ((-1, 0, 5, 5), (0, 0, 0, 5), (0, 0, 5), (0.5, 0, 5, 5), (0, 0, 2**40, 5)):
         with pytest.raises(DomainError) as refused:
-            add_picture(actor=as_actor(doctor), study=study, content=picture(), blackouts=[box])  # type: ignore[list-item]
+            add_picture(actor=as_actor(doctor), study=study, content=picture(), blackouts=[box])  # type: ignore[list-item]  # a box of the wrong form, on purpose
         assert (refused.value.code, refused.value.errors[0]["loc"]) == ("validation_error", ["blackouts", 0])
     assert not study.pictures.exists()
 
@@ -150,7 +150,7 @@ def test_a_study_has_a_cap_on_pictures_and_a_file_one_on_bytes(
     study = draft(doctor, xray, picture(), picture(5))
     with pytest.raises(DomainError, match="at most 2 pictures"):
         add_picture(actor=as_actor(doctor), study=study, content=picture(10))
-    settings.SIGNALBOX_MAX_PICTURE_BYTES = 100  # type: ignore[attr-defined]
+    settings.SIGNALBOX_MAX_PICTURE_BYTES = 100  # type: ignore[attr-defined]  # a setting of ours
     with pytest.raises(DomainError) as refused:
         add_picture(actor=as_actor(doctor), study=study, content=picture(10))
     assert refused.value.code == "too_large"
@@ -206,13 +206,13 @@ def test_pictures_are_removed_and_drafts_discarded_or_purged(
     home: Path, doctor: User, xray: Deployment, django_capture_on_commit_callbacks: object
 ) -> None:
     study, other = draft(doctor, xray, picture(), picture(5)), draft(doctor, xray, picture())
-    with django_capture_on_commit_callbacks(execute=True):  # type: ignore[operator]
-        remove_picture(actor=as_actor(doctor), study=study, picture=study.pictures.first())  # type: ignore[arg-type]
+    with django_capture_on_commit_callbacks(execute=True):  # type: ignore[operator]  # a fixture typed as object
+        remove_picture(actor=as_actor(doctor), study=study, picture=study.pictures.first())  # type: ignore[arg-type]  # there is one
         discard_draft(actor=as_actor(doctor), study=other)
     assert len(files(home)) == 1
     assert purge() == 0
     Study.objects.update(erase_at=timezone.now() - timedelta(seconds=1))
-    with django_capture_on_commit_callbacks(execute=True):  # type: ignore[operator]
+    with django_capture_on_commit_callbacks(execute=True):  # type: ignore[operator]  # a fixture typed as object
         assert purge() == 1
     assert files(home) == []
     assert not Study.objects.exists()

@@ -38,7 +38,7 @@ def test_it_works(doctor: User, xray: Deployment, chest_model: ModelVersion, bro
     study = draft(doctor, xray, picture(-30), picture(60))
     assert suggestion(study).state == "draft"
 
-    with django_capture_on_commit_callbacks(execute=True):  # type: ignore[operator]
+    with django_capture_on_commit_callbacks(execute=True):  # type: ignore[operator]  # a fixture typed as object
         study = send_study(actor=as_actor(doctor), study=study)
 
     jobs = list(Job.objects.order_by("id"))
@@ -165,7 +165,7 @@ def test_a_study_whose_worker_dies_three_times_fails_and_says_what_to_do(doctor:
     assert told.state == "failed"
     assert told.sentence.startswith("The suggestion could not be made. Your pictures are safe")
     assert "Send it again as a new study" in told.failure
-    assert find_study(doctor, sent.pk, actor=as_actor(doctor)).status == "failed"  # type: ignore[attr-defined]
+    assert find_study(doctor, sent.pk, actor=as_actor(doctor)).status == "failed"  # type: ignore[attr-defined]  # annotated by with_status
 
 
 def test_a_workers_silence_is_noticed_and_forgotten(sent: Study) -> None:

@@ -285,7 +285,7 @@ def test_two_readers_who_agree_make_it_read(doctor: User, second: User, xray: De
     study = send_study(actor=as_actor(doctor), study=draft(doctor, xray, picture()))
     run_batch("x")
     say(study, doctor)
-    assert find_study(second, study.pk, actor=as_actor(second)).status == "needs_second"  # type: ignore[attr-defined]
+    assert find_study(second, study.pk, actor=as_actor(second)).status == "needs_second"  # type: ignore[attr-defined]  # annotated by with_status
     assert visible_verdicts(study, second) == []
     assert len(visible_verdicts(study, doctor)) == 1
     assert counted() == []
@@ -305,7 +305,7 @@ def test_two_readers_who_differ_need_a_third(
     run_batch("x")
     say(study, doctor)
     say(study, second, "correct", "bright")
-    status = find_study(third, study.pk, actor=as_actor(third)).status  # type: ignore[attr-defined]
+    status = find_study(third, study.pk, actor=as_actor(third)).status  # type: ignore[attr-defined]  # annotated by with_status
     assert (status, Study.objects.get().state, counted()) == ("needs_adjudication", StudyState.SENT, [])
     assert len(visible_verdicts(study, third)) == 2
 

@@ -27,7 +27,7 @@ def sent_by(user: User, deployment: Deployment, reference: str) -> Study:
 
 
 def references(*arguments: User, **filters: object) -> list[str]:
-    return [row.reference for row in worklist(*arguments, **filters).rows]  # type: ignore[arg-type]
+    return [row.reference for row in worklist(*arguments, **filters).rows]  # type: ignore[arg-type]  # of several types
 
 
 def test_each_status_is_found(doctor: User, second: User, xray: Deployment, say: Say) -> None:
@@ -90,7 +90,7 @@ def test_more_studies_cost_no_more_queries(
         if more:
             sent_by(doctor, xray, more)
         fresh = User.objects.get(pk=doctor.pk)
-        with django_assert_num_queries(3):  # type: ignore[operator]
+        with django_assert_num_queries(3):  # type: ignore[operator]  # a fixture typed as object
             worklist(fresh)
 
 
@@ -117,7 +117,7 @@ def test_outsiders_find_nothing_and_their_attempt_is_written_down(
 
 def test_a_draft_is_its_makers_alone(doctor: User, second: User, xray: Deployment) -> None:
     study = draft(doctor, xray)
-    assert find_study(doctor, study.pk, actor=as_actor(doctor)).status == "draft"  # type: ignore[attr-defined]
+    assert find_study(doctor, study.pk, actor=as_actor(doctor)).status == "draft"  # type: ignore[attr-defined]  # annotated by with_status
     with pytest.raises(DomainError):
         find_study(second, study.pk, actor=as_actor(second))
 

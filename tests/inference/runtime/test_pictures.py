@@ -191,7 +191,7 @@ def test_cmyk_becomes_rgb() -> None:
     cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     image, _, _ = read_any(encoded(cmyk, "JPEG", quality=95))
     assert image.mode == "RGB"
-    red, green, blue = image.getpixel((8, 8))  # type: ignore[misc]
+    red, green, blue = image.getpixel((8, 8))  # type: ignore[misc]  # of a picture with three channels
     assert (red > 245, green < 10, blue < 10) == (True, True, True)
 
 

@@ -59,7 +59,7 @@ def test_a_refusal_comes_back_with_its_code(sandbox: Sandbox, tmp_path: Path) ->
 def test_the_cut_model_is_written_by_the_caller(sandbox: Sandbox, tmp_path: Path) -> None:
     report = report_on(sandbox, tmp_path, toys.zipmap_classifier())
     assert report.ok and report.zipmap_cut and report.labels == ("no", "yes")
-    assert load_model((tmp_path / "rewritten").read_bytes()).signature.inputs == report.signature.inputs  # type: ignore[union-attr]
+    assert load_model((tmp_path / "rewritten").read_bytes()).signature.inputs == report.signature.inputs  # type: ignore[union-attr]  # not None, or the test fails
 
 
 def test_golden_inputs_reach_the_child(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def settings_of(home: Path, **fields: Any) -> Settings:
 async def open_house(home: Path, **settings: Any) -> AsyncIterator[House]:
     """A house with nothing deployed yet."""
     app = App(settings_of(home, **settings))
-    transport = httpx.ASGITransport(app=app, raise_app_exceptions=True)  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=True)  # type: ignore[arg-type]  # httpx's type of an app is narrower
     async with httpx.AsyncClient(transport=transport, base_url="http://signalbox") as client:
         try:
             yield House(home, app, client)

@@ -130,7 +130,7 @@ def test_a_limit_is_shared_by_processes_and_paid_back_with_time(tmp_path: Path) 
     assert [allowance.remaining for allowance in left if allowance is not None] == [2, 1, 0]
     with pytest.raises(Exception, match="limit of 3") as caught:
         two.take(caller)
-    assert caught.value.headers["Retry-After"] == "20"  # type: ignore[attr-defined]
+    assert caught.value.headers["Retry-After"] == "20"  # type: ignore[attr-defined]  # of the error that was raised
     now[0] += 20
     assert two.take(caller) is not None
     now[0] = 5.0  # another boot, whose clock began again

@@ -153,7 +153,7 @@ def test_a_restart_of_every_process_in_turn_fails_no_call(door: Door) -> None:
         for pid in sorted(first):
             os.kill(pid, signal.SIGTERM)
             # As an operator would: the next one goes when the replacement answers.
-            until(lambda gone=pid: gone not in door.children() and len(serving(door)) == 2, "a replacement")  # type: ignore[misc]
+            until(lambda gone=pid: gone not in door.children() and len(serving(door)) == 2, "a replacement")  # type: ignore[misc]  # mypy infers no lambda with a default
     finally:
         stop.set()
         caller.join()

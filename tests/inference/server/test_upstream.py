@@ -208,7 +208,7 @@ async def listening(house: House) -> AsyncIterator[int]:
         house.app, http=BoundedHttpProtocol, port=0, lifespan="off", log_config=None, access_log=False
     )
     server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # uvicorn offers no other way
     task = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110  # uvicorn tells it by nothing else
         await asyncio.sleep(0.01)

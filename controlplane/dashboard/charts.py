@@ -202,15 +202,15 @@ def small_histograms(
     if top <= 0:
         return "", ""
     step = width / max(1, len(then))
+    # There are hundreds of these on a page, so their places are written once for both sides.
+    places = [f"{index * step:.1f}" for index in range(max(len(then), len(now)) + 1)]
 
     def steps(shares: Sequence[float]) -> str:
         if not any(shares):
             return ""
-        path = f"M0,{height}"
-        for index, share in enumerate(shares):
-            y = height - (height - 2) * share / top
-            path += f"L{index * step:.1f},{y:.1f}L{(index + 1) * step:.1f},{y:.1f}"
-        return path + f"L{width},{height}"
+        heights = [f"{height - (height - 2) * share / top:.1f}" for share in shares]
+        path = "".join(f"L{left},{y}L{right},{y}" for left, y, right in zip(places, heights, places[1:], strict=False))
+        return f"M0,{height}{path}L{width},{height}"
 
     area = steps(then)
     return area + "Z" if area else "", steps(now)

@@ -1,49 +1,48 @@
 """The executor lane: runs of one model in bounded threads, where calls that wait together share a run.
 
-While runs are under way the next calls gather; a thread that comes free takes what gathered. So an idle model answers
-at once and a busy one in batches, with no waiting time to tune.
+While runs are under way the next calls gather; a thread that comes free takes what gathered, or is held back for a
+moment where `inference.pacing` finds that it pays. `inference.slots` keeps models apart from each other.
+
+A model has one batcher in a process, whichever deployments serve it: a run may hold calls of several, and every call
+brings the bounds of its own (`Bounds`).
+
+What a call can rely on, whoever shares its run:
+
+- It is never computed after its deadline, nor once its caller has gone, unless its run had begun.
+- A call that the model rejects fails alone. The run is halved until the bad calls are found: of k calls at most 2k - 1
+  runs, and every row at most log2(k) + 1 times more. Models that are often rejected share less: with a share q of bad
+  calls at most 1/sqrt(q) calls a run, the size that costs least (Dorfman 1943).
+- Its outputs are the rows of the run that are its own: views of the run's arrays, copies where these are large.
+- A call of more rows than a run may have goes in slices, between which others have their turn, and takes no longer for
+  it than a slice's fixed cost. Where runs are not shared (`max_rows` 1) it runs whole.
 """
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from time import perf_counter
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from concurrent.futures import Executor, Future
+from math import sqrt
 
 from inference.errors import InferenceError
+from inference.pacing import Arrivals, CostModel, worth_waiting_s
+from inference.runs import Answer as Answer
+from inference.runs import Arrays as Arrays
+from inference.runs import Bounds as Bounds
+from inference.runs import Done, Item, Run, compute
+from inference.slots import Slots, Turn
 
-Arrays = dict[str, npt.NDArray[Any]]
-Run = Callable[[Arrays], Arrays]
-
-# Rows in one shared run. More rows a run gain little on a CPU and delay the first caller.
-MAX_BATCH_ROWS = 64
 # Calls that may wait for one model in one process; the next is refused at once.
 MAX_WAITING = 256
+# Nobody waits: a large call goes in slices of about this many seconds, so that a newcomer is not long behind it.
+_SLICE_S = 0.05
+# A call is refused when less than this part of its expected run is left. At most once a second one is tried all the
+# same, so that a wrong expectation is put right.
+_HOPELESS = 0.5
+_TRY_S = 1.0
+# The share of calls that the model rejects, over the last five hundred.
+_REJECTED_MEMORY = 0.998
 
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The outputs of one call, and how long it waited and computed, in seconds."""
-
-    outputs: Arrays
-    queue_s: float
-    compute_s: float
-
-
-@dataclass(slots=True, eq=False)
-class _Item:
-    inputs: Arrays
-    rows: int
-    # What must be equal for two calls to share a run: names, dtypes and all dimensions but the first.
-    form: object
-    future: "asyncio.Future[Answer]"
-    deadline: float
-    arrived: float = field(default_factory=perf_counter)
+DEFAULT_BOUNDS = Bounds()
 
 
 class Batcher:
@@ -56,7 +55,8 @@ class Batcher:
         *,
         batched: bool,
         concurrency: int = 1,
-        max_batch_rows: int = MAX_BATCH_ROWS,
+        slots: Slots | None = None,
+        cost: CostModel | None = None,
         max_waiting: int = MAX_WAITING,
     ) -> None:
         """`batched`: rows of several calls may be put together. `concurrency`: runs of this model at the same time."""
@@ -64,124 +64,234 @@ class Batcher:
         self._executor = executor
         self._batched = batched
         self._concurrency = concurrency
-        self._max_batch_rows = max_batch_rows
         self._max_waiting = max_waiting
-        self._waiting: deque[_Item] = deque()
-        self._running = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.cost = cost or CostModel()
+        self._arrivals = Arrivals()
+        self._tenant = (slots or Slots(concurrency)).tenant(self._start_runs)
+        self._waiting: deque[Item] = deque()
+        self._gone = 0
+        self._rejected = 0.0
+        self._tried = 0.0
+        self._held: asyncio.TimerHandle | None = None
+        self._held_since: float | None = None
+        self._last_end = float("-inf")
 
     @property
     def waiting(self) -> int:
-        """Calls that no run has taken yet."""
-        return len(self._waiting)
+        """Calls that no run has taken yet and somebody waits for."""
+        return len(self._waiting) - self._gone
 
-    async def submit(self, inputs: Arrays, rows: int, deadline: float) -> Answer:
+    async def submit(self, inputs: Arrays, rows: int, deadline: float, bounds: Bounds = DEFAULT_BOUNDS) -> Answer:
         """The model's answer to one call.
 
-        Raises InferenceError: overloaded when too many wait (nothing was computed), deadline_exceeded, or what the
-        model says of these inputs. A cancelled caller is dropped if its run has not begun, and disturbs no other.
+        Raises InferenceError: overloaded when too many wait (nothing was computed), deadline_exceeded, also where the
+        time left is far too short for the run, or what the model says of these inputs. A cancelled caller is dropped
+        if its run has not begun, and disturbs no other.
         """
-        if len(self._waiting) >= self._max_waiting:
+        if self.waiting >= self._max_waiting:
             raise InferenceError("overloaded", headers={"Retry-After": "1"})
         loop = asyncio.get_running_loop()
-        item = _Item(inputs, rows, self._form(inputs), loop.create_future(), deadline)
+        now = loop.time()
+        self._refuse_hopeless(now, deadline, rows)
+        item = Item(inputs, rows, self._form(inputs, bounds), loop.create_future(), deadline, bounds, now)
+        self._arrivals.add(now, rows)
         self._waiting.append(item)
-        expiry = loop.call_at(deadline, _expire, item)
+        expiry = loop.call_at(deadline, self._expire, item)
         try:
-            self._start_runs(loop)
+            self._start_runs()
             return await item.future
         finally:
             expiry.cancel()
             item.future.cancel()
+            self._leave(item)
 
-    def _form(self, inputs: Arrays) -> object:
-        if not self._batched:
+    def _refuse_hopeless(self, now: float, deadline: float, rows: int) -> None:
+        left_s = deadline - now
+        if left_s > 0 and left_s >= _HOPELESS * self.cost.seconds(rows):
+            return
+        if left_s <= 0 or now < self._tried + _TRY_S:
+            raise InferenceError("deadline_exceeded")
+        self._tried = now
+
+    def _form(self, inputs: Arrays, bounds: Bounds) -> object:
+        if not self._batched or bounds.max_rows <= 1:
             return None
         return tuple((name, array.dtype, array.shape[1:]) for name, array in sorted(inputs.items()))
 
-    def _start_runs(self, loop: asyncio.AbstractEventLoop) -> None:
-        while self._running < self._concurrency and (batch := self._next_batch(loop.time())):
-            self._running += 1
-            task = loop.create_task(self._serve(batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _expire(self, item: Item) -> None:
+        if not item.future.done():
+            item.future.set_exception(InferenceError("deadline_exceeded"))
+        self._leave(item)
 
-    def _next_batch(self, now: float) -> list[_Item]:
-        """The oldest waiting call and those that may share its run; calls that nobody waits for any more fall out."""
-        batch: list[_Item] = []
-        rows = 0
-        left: deque[_Item] = deque()
-        while self._waiting:
-            item = self._waiting.popleft()
+    def _leave(self, item: Item) -> None:
+        """Count a call out that is over while it waits; the queue forgets it when it comes to it."""
+        if not item.queued:
+            return
+        item.queued = False
+        self._gone += 1
+        if not self.waiting:
+            self._waiting.clear()
+            self._gone = 0
+            self._release_hold()
+            self._tenant.stop_waiting()
+
+    # -- which calls run, and when
+
+    def _start_runs(self) -> None:
+        """Begin as many runs as slots, concurrency and the calls that wait allow."""
+        while self.waiting and self._tenant.running < self._concurrency:
+            now = asyncio.get_running_loop().time()
+            batch, rows = self._candidates(now)
+            if not batch:
+                return
+            hold_s = self._hold_s(now, batch, rows)
+            if hold_s > 0:
+                self._hold(now, hold_s)
+                return
+            turn = self._tenant.take(self.cost.seconds(rows))
+            if turn is None:
+                return
+            self._release_hold()
+            self._take(batch)
+            self._begin(turn, batch, rows)
+
+    def _candidates(self, now: float) -> tuple[list[Item], int]:
+        """The calls of the next run and its rows: the oldest and those that may share it. They stay in the queue."""
+        batch: list[Item] = []
+        rows = most_rows = 0
+        most_calls = 1 / sqrt(max(self._rejected, 1e-6))
+        least_s = 0.0
+        for item in self._waiting:
             if item.future.done():
                 continue
-            if item.deadline <= now:
-                _expire(item)
+            left_s = item.deadline - now
+            if not batch:
+                batch, rows = [item], self._portion(item)
+                most_rows, least_s = item.bounds.max_rows, left_s
+                if item.alone or not self._batched:
+                    break
                 continue
-            if batch and (not self._batched or item.form != batch[0].form or rows + item.rows > self._max_batch_rows):
-                left.append(item)
+            if item.alone or item.form != batch[0].form or rows + item.rows > min(most_rows, item.bounds.max_rows):
+                continue
+            # Who can make its deadline alone must not miss it for the company.
+            if self.cost.seconds(rows + item.rows) > min(least_s, left_s):
                 continue
             batch.append(item)
             rows += item.rows
-            if not self._batched or rows >= self._max_batch_rows:
+            most_rows, least_s = min(most_rows, item.bounds.max_rows), min(least_s, left_s)
+            if rows >= most_rows or len(batch) >= most_calls:
                 break
-        left.extend(self._waiting)
-        self._waiting = left
-        return batch
+        return batch, rows
 
-    async def _serve(self, batch: list[_Item]) -> None:
+    def _portion(self, item: Item) -> int:
+        """Rows of this call's next run: all, but of a large one a slice, a longer one where nobody else waits."""
+        most = item.bounds.max_rows
+        if item.form is None or not self._batched:
+            return item.left
+        if self.waiting <= 1 and self.cost.known:
+            most = max(most, int(min(self.cost.rows_within(_SLICE_S), item.left)))
+        return min(most, item.left)
+
+    def _hold_s(self, now: float, batch: list[Item], rows: int) -> float:
+        """Seconds for which this run is better held back; see `inference.pacing`."""
+        full = rows >= min(item.bounds.max_rows for item in batch)
+        if full or batch[0].alone or not self._batched or self.waiting > len(batch):
+            return 0.0
+        most_s = min(item.bounds.max_wait_s for item in batch)
+        if most_s <= 0 or (self._held_since is None and not self._lively(now, most_s, batch)):
+            return 0.0
+        most_s -= now - (self._held_since if self._held_since is not None else now)
+        # Waiting must not cost anybody the deadline: twice the expected run is left for it.
+        most_s = min(most_s, min(item.deadline for item in batch) - now - 2 * self.cost.seconds(rows))
+        return worth_waiting_s(
+            self.cost,
+            self._arrivals,
+            now,
+            rows=rows,
+            calls=len(batch),
+            threads=self._concurrency,
+            another_free=self._tenant.running + 1 < self._concurrency and self._tenant.another_free(),
+            most_s=most_s,
+        )
+
+    def _lively(self, now: float, most_s: float, batch: list[Item]) -> bool:
+        """Whether anything else happens at this model: a run under way or just ended, or another call that waits."""
+        return self._tenant.running > 0 or now - self._last_end <= most_s or len(batch) > 1
+
+    def _hold(self, now: float, seconds: float) -> None:
+        if self._held is not None:
+            self._held.cancel()
+        if self._held_since is None:
+            self._held_since = now
+            self._note_busy(now, 1)
+        self._held = asyncio.get_running_loop().call_later(seconds, self._hold_ended)
+
+    def _hold_ended(self) -> None:
+        self._held = None
+        self._start_runs()
+
+    def _release_hold(self) -> None:
+        if self._held is not None:
+            self._held.cancel()
+            self._held = None
+        self._held_since = None
+
+    def _note_busy(self, now: float, held: int = 0) -> None:
+        self._arrivals.set_busy(now, min(1.0, (self._tenant.running + held) / self._concurrency))
+
+    def _take(self, batch: list[Item]) -> None:
+        for item in batch:
+            item.queued = False
+        self._waiting = deque(item for item in self._waiting if item.queued)
+        self._gone = 0
+
+    # -- one run
+
+    def _begin(self, turn: Turn, batch: list[Item], rows: int) -> None:
         loop = asyncio.get_running_loop()
-        began = perf_counter()
-        try:
-            results = await loop.run_in_executor(self._executor, self._compute, batch)
-        except Exception as error:  # boundary: whatever the runtime raised belongs to these callers alone
-            results = [error] * len(batch)
-        finally:
-            self._running -= 1
-        took = perf_counter() - began
-        for item, result in zip(batch, results, strict=True):
-            if item.future.done():
-                continue
-            if isinstance(result, Exception):
-                item.future.set_exception(result)
-            else:
-                item.future.set_result(Answer(result, began - item.arrived, took))
-        self._start_runs(loop)
+        began = loop.time()
+        self._note_busy(began)
+        for item in batch:
+            if item.queue_s < 0:
+                item.queue_s = began - item.arrived
 
-    def _compute(self, batch: list[_Item]) -> list[Arrays | Exception]:
-        """In a thread: one run for all, and where that fails one run each, so that a bad call fails alone."""
-        if len(batch) == 1:
-            return [self._alone(batch[0])]
-        merged = {name: np.concatenate([item.inputs[name] for item in batch]) for name in batch[0].inputs}
-        try:
-            parts = _parted(self._run(merged), [item.rows for item in batch])
-        except InferenceError:
-            parts = None
+        def ended(done: "Future[Done]") -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
+                loop.call_soon_threadsafe(self._ended, turn, batch, rows, began, done)
+
+        self._executor.submit(compute, self._run, batch, rows).add_done_callback(ended)
+
+    def _ended(self, turn: Turn, batch: list[Item], rows: int, began: float, done: "Future[Done]") -> None:
+        now = asyncio.get_running_loop().time()
+        took = now - began
+        # Whatever the runtime raised belongs to these callers alone.
+        error = RuntimeError("the executor was shut down") if done.cancelled() else done.exception()
+        if error is not None:
+            fault = error if isinstance(error, Exception) else RuntimeError(str(error))
+            outcome = Done([fault] * len(batch), [])
         else:
-            # The signature promised rows in, rows out; a model that breaks it is not batched again.
-            self._batched = parts is not None
-        return parts or [self._alone(item) for item in batch]
+            outcome = done.result()
+        for cost in outcome.costs:
+            self.cost.observe(*cost)
+        self._batched = self._batched and outcome.row_wise
+        for item, result in zip(batch, outcome.results, strict=True):
+            self._settle(item, result, took, rows)
+        self._last_end = now
+        turn.end(took, self.cost.seconds(1) if self.waiting else None)
+        self._note_busy(now)
+        self._start_runs()
 
-    def _alone(self, item: _Item) -> Arrays | Exception:
-        try:
-            return self._run(item.inputs)
-        except InferenceError as error:
-            return error
-
-
-def _parted(outputs: Mapping[str, npt.NDArray[Any]], rows: list[int]) -> list[Arrays | Exception] | None:
-    """Outputs of a shared run cut into the callers' rows; None where an output has not one row for each input row."""
-    total = sum(rows)
-    if any(array.ndim == 0 or len(array) != total for array in outputs.values()):
-        return None
-    parts: list[Arrays | Exception] = []
-    start = 0
-    for count in rows:
-        parts.append({name: array[start : start + count] for name, array in outputs.items()})
-        start += count
-    return parts
-
-
-def _expire(item: _Item) -> None:
-    if not item.future.done():
-        item.future.set_exception(InferenceError("deadline_exceeded"))
+    def _settle(self, item: Item, result: Arrays | Exception, took: float, rows: int) -> None:
+        """Answer one call of a run that ended; a large one with rows left goes to the end of the queue."""
+        rejected = isinstance(result, InferenceError)
+        self._rejected = _REJECTED_MEMORY * self._rejected + (1 - _REJECTED_MEMORY) * rejected
+        item.compute_s += took
+        if item.future.done():
+            return
+        if isinstance(result, Exception):
+            item.future.set_exception(result)
+        elif 0 < item.done_rows < item.rows:
+            item.queued = True
+            self._waiting.append(item)
+        else:
+            item.future.set_result(Answer(result, item.queue_s, item.compute_s, rows))

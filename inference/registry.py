@@ -9,23 +9,31 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, thread_time
+from typing import NamedTuple
 
 import msgspec
 
 from inference.batching import Answer, Arrays, Batcher
 from inference.contracts import DeploymentRoute, Lane, Routes, VersionRoute
 from inference.errors import InferenceError
+from inference.pacing import CostModel
 from inference.runtime.loading import Runtime
+from inference.slots import Slots
 
 # A call that costs less runs on the event loop. A hop to a thread and back costs 60-120 us of the same core, and a
 # run holds up every other caller of the process for its time: a millisecond keeps their p99 within a millisecond.
 INLINE_BELOW_S = 0.001
 # Rows at which the cost of a further row is measured.
 _PROBE_ROWS = 33
+# The same of a model that is not cheap, by the time that one row takes: at most half a second is spent on it.
+_HEAVY_PROBES = ((0.01, 8), (0.05, 2))
 # A run on the loop that takes this many times the bound shows that the measurement does not hold for these inputs.
 _DEMOTE_FACTOR = 10
 # Threads of heavy runs yield to the event loop: the kernel gives a nice-5 thread a third of a nice-0 thread's share.
 _EXECUTOR_NICE = 5
+# More threads than slots are there for runs that stalled and for models that begin beside long runs of others; they
+# are started when needed.
+_MOST_THREADS = 256
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -122,7 +130,8 @@ class Registry:
         self._models: dict[str, LoadedModel] = {}
         self._loading: dict[str, asyncio.Task[LoadedModel]] = {}
         self._loader = low_priority_pool(1, "load")
-        self.executor: Executor = low_priority_pool(self.threads, "run")
+        self.executor: Executor = low_priority_pool(_MOST_THREADS, "run")
+        self.slots = Slots(self.threads)
 
     def get(self, sha256: str) -> LoadedModel | None:
         """The model of an artifact, or None while it is not loaded."""
@@ -170,13 +179,28 @@ class Registry:
         """In the loader's thread: bytes, runtime, warm-up, cost."""
         runtime = self._load(self._store.read(sha256))
         batched = runtime.signature.batched
-        cost_s, inline_cells = measured(runtime, self._inline_below_s)
-        batcher = Batcher(runtime.run, self.executor, batched=batched, concurrency=self.threads)
+        cost_s, inline_cells, points = measured(runtime, self._inline_below_s)
+        batcher = Batcher(
+            runtime.run,
+            self.executor,
+            batched=batched,
+            concurrency=self.threads,
+            slots=self.slots,
+            cost=CostModel(*points),
+        )
         return LoadedModel(sha256, runtime, batcher, cost_s, inline_cells)
 
 
-def measured(runtime: Runtime, bound_s: float) -> tuple[float, int]:
-    """Seconds of a one-row run, and how many input cells a call may have to stay below `bound_s`.
+class Measured(NamedTuple):
+    """Seconds of a one-row run, how many input cells a call may have to stay inline, and all (rows, seconds) seen."""
+
+    cost_s: float
+    inline_cells: int
+    points: tuple[tuple[int, float], ...] = ()
+
+
+def measured(runtime: Runtime, bound_s: float) -> Measured:
+    """What runs cost; calls of at most `inline_cells` input cells stay below `bound_s`.
 
     The measurement is the warm-up too. A model that refuses made-up inputs (an index out of its range) is not cheap
     by proof, so its calls run in the executor. Without a batch dimension larger inputs cannot be made up: the size
@@ -185,14 +209,17 @@ def measured(runtime: Runtime, bound_s: float) -> tuple[float, int]:
     try:
         cost_s = runtime.measure(1)
         cells = cells_of(runtime.sample_inputs(1))
-        if cost_s >= bound_s or cells == 0:
-            return cost_s, 0
+        one = (1, cost_s)
         if not runtime.signature.batched:
-            return cost_s, cells
-        row_s = max((runtime.measure(_PROBE_ROWS) - cost_s) / (_PROBE_ROWS - 1), 1e-9)
+            return Measured(cost_s, 0 if cost_s >= bound_s else cells, (one,))
+        if cost_s >= bound_s or cells == 0:
+            rows = next((rows for most_s, rows in _HEAVY_PROBES if cost_s <= most_s), 0)
+            return Measured(cost_s, 0, (one, (rows, runtime.measure(rows))) if rows else (one,))
+        many_s = runtime.measure(_PROBE_ROWS)
     except InferenceError:
-        return 0.0, 0
-    return cost_s, int(cells * (1 + (bound_s - cost_s) / row_s))
+        return Measured(0.0, 0)
+    row_s = max((many_s - cost_s) / (_PROBE_ROWS - 1), 1e-9)
+    return Measured(cost_s, int(cells * (1 + (bound_s - cost_s) / row_s)), (one, (_PROBE_ROWS, many_s)))
 
 
 def served_versions(routes: Routes) -> list[VersionRoute]:

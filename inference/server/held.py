@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from inference.batching import Answer, Arrays, Bounds
 from inference.contracts import Access, DeploymentRoute, Routes, VersionRoute
 from inference.errors import InferenceError
 from inference.registry import LoadedModel, Registry
@@ -22,12 +23,22 @@ class HeldVersion:
     rows: Counter
     seconds: Histogram
     compute_seconds: Histogram
+    wait_seconds: Histogram
+    run_rows: Histogram
+    bounds: Bounds
 
     def loaded(self) -> LoadedModel:
         """The model. Raises InferenceError version_not_ready."""
         if self.model is None:
             raise InferenceError("version_not_ready", headers={"Retry-After": "1"})
         return self.model
+
+    async def run_batched(self, inputs: Arrays, rows: int, deadline: float) -> Answer:
+        """The model's answer in the executor lane, within the deployment's bounds. Raises as `Batcher.submit`."""
+        answer = await self.loaded().batcher.submit(inputs, rows, deadline, self.bounds)
+        self.wait_seconds.observe(answer.queue_s)
+        self.run_rows.observe(answer.run_rows)
+        return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +98,9 @@ def _version(route: DeploymentRoute, version: VersionRoute, registry: Registry, 
         rows=metrics.counter("signalbox_rows_total", deployment=name, version=number),
         seconds=metrics.histogram("signalbox_predict_seconds", deployment=name, version=number),
         compute_seconds=metrics.histogram("signalbox_predict_compute_seconds", deployment=name, version=number),
+        wait_seconds=metrics.histogram("signalbox_batch_wait_seconds", deployment=name, version=number),
+        run_rows=metrics.histogram("signalbox_batch_rows", deployment=name, version=number),
+        bounds=Bounds(route.max_batch_rows, route.max_wait_ms / 1000),
     )
 
 

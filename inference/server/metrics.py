@@ -20,6 +20,8 @@ import msgspec
 
 # Upper bounds of latency buckets in seconds: 100 us to 74 s, two for each doubling.
 BOUNDS_S = tuple(round(1e-4 * 2 ** (k / 2), 7) for k in range(40))
+# Upper bounds of buckets that count rows.
+BOUNDS_ROWS = tuple(float(2**k) for k in range(17))
 _VALUES = len(BOUNDS_S) + 2  # buckets, the bucket past the last bound, and the sum
 _SUM = _VALUES - 1
 _TEXT_BYTES = 256
@@ -32,6 +34,8 @@ _DROPPED = "signalbox_series_dropped"
 HISTOGRAMS = {
     "signalbox_predict_seconds": "Seconds from a call's arrival to its answer.",
     "signalbox_predict_compute_seconds": "Seconds that the model computed for a call.",
+    "signalbox_batch_wait_seconds": "Seconds that a call of the executor lane waited for its run.",
+    "signalbox_batch_rows": "Rows of the run that answered a call of the executor lane.",
 }
 COUNTERS = {
     "signalbox_calls_total": "Prediction calls by outcome code.",
@@ -71,10 +75,11 @@ class Histogram:
 
     _cells: "memoryview[float]"
     _at: int
+    _bounds: tuple[float, ...]
 
-    def observe(self, seconds: float) -> None:
-        self._cells[self._at + bisect_left(BOUNDS_S, seconds)] += 1.0
-        self._cells[self._at + _SUM] += seconds
+    def observe(self, value: float) -> None:
+        self._cells[self._at + bisect_left(self._bounds, value)] += 1.0
+        self._cells[self._at + _SUM] += value
 
 
 class Metrics:
@@ -100,7 +105,7 @@ class Metrics:
         return Counter(self._cells, self._row(name, labels))
 
     def histogram(self, name: str, **labels: str | int) -> Histogram:
-        return Histogram(self._cells, self._row(name, labels))
+        return Histogram(self._cells, self._row(name, labels), _bounds_of(name))
 
     def close(self) -> None:
         """Free the lock: the next scrape folds this process's counts."""
@@ -123,6 +128,10 @@ class Metrics:
             start = row * _SERIES_BYTES
             self._map[start : start + len(encoded)] = encoded
         return (row * _SERIES_BYTES + _TEXT_BYTES) // 8
+
+
+def _bounds_of(name: str) -> tuple[float, ...]:
+    return BOUNDS_S if name.endswith("_seconds") else BOUNDS_ROWS
 
 
 class _Folded(msgspec.Struct):
@@ -170,10 +179,11 @@ def _of(
 def _histogram_lines(name: str, labels: str, values: list[float]) -> Iterator[str]:
     count = 0.0
     comma = "," if labels else ""
-    for bound, amount in zip(BOUNDS_S, values, strict=False):
+    bounds = _bounds_of(name)
+    for bound, amount in zip(bounds, values, strict=False):
         count += amount
         yield f'{name}_bucket{{{labels}{comma}le="{bound:g}"}} {count:.15g}'
-    count += values[len(BOUNDS_S)]
+    count += values[len(bounds)]
     yield f'{name}_bucket{{{labels}{comma}le="+Inf"}} {count:.15g}'
     yield f"{name}_sum{_braced(labels)} {values[_SUM]:.15g}"
     yield f"{name}_count{_braced(labels)} {count:.15g}"

@@ -124,6 +124,6 @@ class Shadows:
                 call.inputs = {route.signature.inputs[0].name: decoded.tensor}
                 record.pictures, record.warnings = decoded.stats, decoded.warnings
         record.rows = call.rows
-        answer = await version.loaded().batcher.submit(call.inputs, call.rows, deadline)
+        answer = await version.run_batched(call.inputs, call.rows, deadline)
         record.queue_ms, record.compute_ms = answer.queue_s * 1000, answer.compute_s * 1000
         capture.fill(record, route, deployment.route.capture, call.inputs, answer.outputs)

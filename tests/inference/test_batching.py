@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from inference.batching import Answer, Arrays, Batcher
+from inference.batching import Answer, Arrays, Batcher, Bounds
 from inference.errors import InferenceError
 
 pytestmark = pytest.mark.unit
@@ -91,9 +91,9 @@ async def test_calls_of_another_shape_do_not_share(pool: ThreadPoolExecutor) -> 
 
 async def test_a_run_is_never_larger_than_allowed(pool: ThreadPoolExecutor) -> None:
     model = Doubler()
-    batcher = Batcher(model, pool, batched=True, max_batch_rows=4)
+    batcher = Batcher(model, pool, batched=True)
     first = await blocked(batcher, model)
-    tasks = [asyncio.create_task(batcher.submit(row(n), 1, later())) for n in range(9)]
+    tasks = [asyncio.create_task(batcher.submit(row(n), 1, later(), Bounds(4))) for n in range(9)]
     await asyncio.sleep(0)
     model.gate.set()
     await asyncio.gather(first, *tasks)

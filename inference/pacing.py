@@ -75,14 +75,11 @@ class CostModel:
         self._deviation = 0.2
         self.fixed_s = 0.0
         self.row_s = 0.0
-        self._seed = [0.0] * 5
-        points = [(rows, seconds) for rows, seconds in measured if rows > 0 and seconds > 0]
-        if len(points) == 1:
-            [(rows, seconds)] = points
-            points.append((8 * rows, 8 * seconds))
-        for rows, seconds in points:
-            _add(self._seed, rows, seconds, _SEED_WEIGHT / (seconds * seconds))
-        if points:
+        self._seed = [(rows, seconds) for rows, seconds in measured if rows > 0 and seconds > 0]
+        if len(self._seed) == 1:
+            [(rows, seconds)] = self._seed
+            self._seed.append((8 * rows, 8 * seconds))
+        if self._seed:
             self._fit()
 
     @property
@@ -107,7 +104,7 @@ class CostModel:
         if expected > 0:
             off = seconds / expected - 1
             most = _BELIEVED * max(self._deviation, _LEAST_DEVIATION)
-            self._deviation = _DEVIATION_MEMORY * self._deviation + (1 - _DEVIATION_MEMORY) * min(abs(off), 10.0)
+            self._deviation = _DEVIATION_MEMORY * self._deviation + (1 - _DEVIATION_MEMORY) * min(abs(off), 2 * most)
             seconds = expected * (1 + max(-most, min(most, off))) if most < 1 or off > 0 else seconds
         weighed = expected or seconds
         for index, value in enumerate(self._sums):
@@ -116,7 +113,12 @@ class CostModel:
         self._fit()
 
     def _fit(self) -> None:
-        w, n, nn, t, nt = (a + b for a, b in zip(self._sums, self._seed, strict=True))
+        sums = self._sums.copy()
+        for rows, seconds in self._seed:
+            # Relative to what is expected by now: a measurement that proved far too low must not weigh the more.
+            scale = max(seconds, self.seconds(rows))
+            _add(sums, rows, seconds, _SEED_WEIGHT / (scale * scale))
+        w, n, nn, t, nt = sums
         spread = w * nn - n * n
         slope = (w * nt - n * t) / spread if spread > 1e-12 * w * nn else -1.0
         fixed = (t - slope * n) / w

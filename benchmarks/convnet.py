@@ -1,8 +1,10 @@
-"""The model of the benchmark of studies: a network of ResNet-34's shape (He et al. 2016), with made-up weights.
+"""Convolutional networks of ResNet's shape (He et al. 2016), with made-up weights: they cost what theirs do.
 
-It costs what a chest X-ray classifier costs, 3.6 billion multiplications for 224 x 224 pixels, and knows nothing.
+As it is by default, ResNet-34's, one costs what a chest X-ray classifier costs, 3.6 billion multiplications for
+224 x 224 pixels, and knows nothing.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,14 @@ from onnx import TensorProto, helper, numpy_helper
 LABELS = 14
 # (channels, blocks) of each stage; every stage but the first halves the picture.
 STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
+SMALL = ((32, 1), (64, 1), (128, 1))
 
 
 class _Graph:
-    def __init__(self) -> None:
+    def __init__(self, seed: int) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
-        self._random = np.random.default_rng(7)
+        self._random = np.random.default_rng(seed)
 
     def add(self, operator: str, inputs: list[str], **attributes: Any) -> str:
         name = f"{operator.lower()}{len(self.nodes)}"
@@ -48,23 +51,34 @@ class _Graph:
         return self.add("Relu", [self.add("Mul", [self.add("Add", [inner, past]), half.name])])
 
 
-def network() -> bytes:
-    """An ONNX file of 85 MB: grey pictures of 224 x 224 in, one logit a label out."""
-    graph = _Graph()
-    x = graph.add("Relu", [graph.conv("picture", (1, 64), side=7, stride=2)])
+def network(
+    *,
+    side: int = 224,
+    stages: Sequence[tuple[int, int]] = STAGES,
+    labels: int = LABELS,
+    seed: int = 7,
+    output: str = "logits",
+    softmax: bool = False,
+) -> bytes:
+    """An ONNX file: grey pictures of `side` x `side` in, a logit a label out, or a probability where `softmax`."""
+    graph = _Graph(seed)
+    before = stages[0][0]
+    x = graph.add("Relu", [graph.conv("picture", (1, before), side=7, stride=2)])
     x = graph.add("MaxPool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
-    before = 64
-    for stage, (channels, blocks) in enumerate(STAGES):
+    for stage, (channels, blocks) in enumerate(stages):
         for number in range(blocks):
             x = graph.block(x, before, channels, 2 if stage and not number else 1)
             before = channels
     flat = graph.add("Flatten", [graph.add("GlobalAveragePool", [x])])
-    graph.nodes.append(helper.make_node("Gemm", [flat, graph.weight(512, LABELS)], ["logits"]))
+    logits = "raw" if softmax else output
+    graph.nodes.append(helper.make_node("Gemm", [flat, graph.weight(before, labels)], [logits]))
+    if softmax:
+        graph.nodes.append(helper.make_node("Softmax", [logits], [output]))
     whole = helper.make_graph(
         graph.nodes,
         "convnet",
-        [helper.make_tensor_value_info("picture", TensorProto.FLOAT, ["n", 1, 224, 224])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", LABELS])],
+        [helper.make_tensor_value_info("picture", TensorProto.FLOAT, ["n", 1, side, side])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", labels])],
         graph.weights,
     )
     model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

@@ -1,15 +1,20 @@
-"""The measurements, each a dict of plain numbers with its unit in the names."""
+"""What `bench` measures beside throughput, each a dict of plain numbers with its unit in the names."""
 
 import os
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import Load, Target, drive
-from benchmarks.subjects import BODY, NAME, Running, children_of
+import httpx
+
+from benchmarks.calls import MAIN
+from benchmarks.figures import ratios, spread
+from benchmarks.load import Load, drive
+from benchmarks.report import ratio, table
+from benchmarks.subjects import NAME, Running, children_of
 from controlplane.local.processes import marked_with
 from tests.services import wait_for
 
@@ -20,54 +25,17 @@ PACED_CONNECTIONS, PAUSE_MS = 8, 10
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
-def throughput(running: Running, others: Sequence[Target], *, rounds: int, seconds: float) -> dict[str, Any]:
-    """Closed loops at 32 connections and at one, the subjects in turn; medians over the rounds."""
-    targets = [running.target, *others]
-    windows: dict[int, dict[str, list[Load]]] = {}
-    for connections in (32, 1):
-        per_target = windows[connections] = {target.name: [] for target in targets}
-        for target in targets:
-            # Not counted: lanes are chosen, buffers grow.
-            drive(target, BODY, connections=connections, seconds=1)
-        for number in range(rounds):
-            # Each round begins with another subject, so that none always follows the same one.
-            shift = number % len(targets)
-            for target in [*targets[shift:], *targets[:shift]]:
-                # What one window left to ship would take its share of the next one's processor.
-                wait_for(lambda: _is_quiet(running), 600, "an idle ingester", every_s=0.5)
-                per_target[target.name].append(drive(target, BODY, connections=connections, seconds=seconds))
-    subjects = {
-        target.name: {
-            "per_s_c32": _median(windows[32][target.name], "per_s"),
-            "p99_ms_c32": _median(windows[32][target.name], "p99_ms"),
-            "p50_ms_c1": _median(windows[1][target.name], "p50_ms"),
-            "p99_ms_c1": _median(windows[1][target.name], "p99_ms"),
-        }
-        for target in targets
-    }
-    ours = subjects[targets[0].name]["per_s_c32"]
-    return {
-        "subjects": subjects,
-        "ratios": {target.name: round(ours / subjects[target.name]["per_s_c32"], 3) for target in targets[1:]},
-    }
-
-
-def _median(loads: Sequence[Load], name: str) -> float:
-    values: list[float] = [getattr(load, name) for load in loads]
-    return round(statistics.median(values), 3)
-
-
 def ingest(running: Running, *, seconds: float) -> dict[str, Any]:
     """CPU that the ingester and PostgreSQL spend on the rows of one window of full load."""
     ingester = running.product.pid_of("ingest")
     assert ingester is not None
     with running.client() as client:
-        wait_for(lambda: _is_quiet(running), 600, "an idle ingester", every_s=0.5)
+        running.settle()
         stores = _postgres_pids(running)
         before = running.calls_shown(client)
         cpu, stored = cpu_s(ingester), sum(map(cpu_s, stores))
         began_at = time.monotonic()
-        load = drive(running.target, BODY, connections=32, seconds=seconds)
+        load = drive(running.target(MAIN), connections=32, seconds=seconds)
         wait_for(lambda: running.calls_shown(client) >= before + load.requests, 600, "every row shipped", every_s=0.25)
         rows = running.calls_shown(client) - before
         took_s = time.monotonic() - began_at
@@ -85,11 +53,12 @@ def freshness(running: Running, *, times: int) -> dict[str, Any]:
     """Seconds from a prediction's answer until the figures count it, and until the page of predictions lists it."""
     in_api: list[float] = []
     on_page: list[float] = []
+    target = running.target(MAIN)
     with running.client() as client, running.pages() as pages:
         for _ in range(times):
-            wait_for(lambda: _is_quiet(running), 600, "an idle ingester", every_s=0.1)
+            running.settle(every_s=0.1)
             before = running.calls_shown(client)
-            answer = client.post(f"/v1/models/{NAME}:predict", content=BODY)
+            answer = client.post(f"/v1/models/{NAME}:predict", content=target.body)
             answer.raise_for_status()
             answered_at = time.monotonic()
             identity = answer.headers["X-Prediction-Id"]
@@ -114,34 +83,34 @@ def pages_meanwhile(running: Running, *, rounds: int, seconds: float) -> dict[st
         _page(pages, "")
         for number in range(rounds):
             for reads in (number % 2 == 0, number % 2 == 1):
-                reader = _Reader(pages) if reads else None
+                reader = PageReader(pages, PAGE_EVERY_S) if reads else None
                 if reader is not None:
                     reader.start()
                 try:
                     load = drive(
-                        running.target, BODY, connections=PACED_CONNECTIONS, seconds=seconds, pause_ms=PAUSE_MS
+                        running.target(MAIN), connections=PACED_CONNECTIONS, seconds=seconds, pause_ms=PAUSE_MS
                     )
                 finally:
                     if reader is not None:
                         reader.end()
                         page_ms += reader.took_ms
                 (watched if reads else alone).append(load)
-    without, with_pages = _median(alone, "p99_ms"), _median(watched, "p99_ms")
+    without, with_pages = [load.p99_ms for load in alone], [load.p99_ms for load in watched]
     return {
-        "per_s": _median(alone, "per_s"),
-        "p99_ms_without": without,
-        "p99_ms_with": with_pages,
-        "ratio": round(with_pages / without, 2),
-        "page_ms_median": round(statistics.median(page_ms), 1) if page_ms else None,
+        "per_s": spread([load.per_s for load in alone]),
+        "p99_ms_without": spread(without),
+        "p99_ms_with": spread(with_pages),
+        "ratio": ratios(with_pages, without),
+        "page_ms": spread(page_ms, 1),
     }
 
 
-class _Reader(threading.Thread):
-    """Reads the deployment's page every PAGE_EVERY_S until it is told to end."""
+class PageReader(threading.Thread):
+    """Reads the deployment's page every `every_s` seconds, or as soon as it has it, until it is told to end."""
 
-    def __init__(self, pages: Any) -> None:
+    def __init__(self, pages: httpx.Client, every_s: float) -> None:
         super().__init__(name="page reader")
-        self._pages = pages
+        self._pages, self._every_s = pages, every_s
         self._ended = threading.Event()
         self.took_ms: list[float] = []
 
@@ -151,14 +120,14 @@ class _Reader(threading.Thread):
             _page(self._pages, "")
             took_s = time.monotonic() - began_at
             self.took_ms.append(took_s * 1000)
-            self._ended.wait(max(0.0, PAGE_EVERY_S - took_s))
+            self._ended.wait(max(0.0, self._every_s - took_s))
 
     def end(self) -> None:
         self._ended.set()
         self.join()
 
 
-def _page(pages: Any, tab: str) -> str:
+def _page(pages: httpx.Client, tab: str) -> str:
     answer = pages.get(f"/deployments/{NAME}/{tab}")
     answer.raise_for_status()
     return str(answer.text)
@@ -226,9 +195,32 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) * _TICK_S
 
 
-def _is_quiet(running: Running) -> bool:
-    """Whether the ingester has shipped all that was spooled."""
-    with running.client() as client:
-        told = client.get(f"/api/deployments/{NAME}/metrics/", params={"since": "1h"}).json()["data"]
-    ingesters = told["ingesters"]
-    return bool(ingesters) and all(one["lag_s"] == 0 for one in ingesters)
+def tables(figures: dict[str, Any]) -> Iterator[str]:
+    """What else `bench` measured, and the memory of every process."""
+    ingest, fresh, pages = figures["ingest"], figures["freshness"], figures["pages_meanwhile"]
+    with_ms, without_ms = pages["p99_ms_with"]["median"], pages["p99_ms_without"]["median"]
+    yield table(
+        ("what", "measured"),
+        [
+            (
+                "ingest",
+                f"{ingest['rows_per_cpu_s']:,} rows per second of the ingester's CPU ({ingest['us_per_row']} µs a row, "
+                f"and {ingest['postgres_us_per_row']} µs in PostgreSQL)",
+            ),
+            ("prediction to figures (API)", f"{fresh['api_s_median']} s median, {fresh['api_s_most']} s at most"),
+            ("prediction to page", f"{fresh['page_s_median']} s median, {fresh['page_s_most']} s at most"),
+            (
+                "p99 while pages are read",
+                f"{with_ms:.2f} ms against {without_ms:.2f} ms without: {ratio(pages['ratio'])} times, at "
+                f"{pages['per_s']['median']:,.0f} requests/s (a page takes {pages['page_ms']['median']} ms)",
+            ),
+        ],
+    )
+    yield table(
+        ("process", "resident", "its share (PSS)"),
+        [(one["process"], _mb(one["rss_mb"]), _mb(one["pss_mb"])) for one in figures["memory"]],
+    )
+
+
+def _mb(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f} MB"

@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.figures import keep, processor
 from benchmarks.measures import cpu_s
-from benchmarks.report import PAGES, processor, rewritten, table
+from benchmarks.report import rewritten, table
 from inference.runtime import collector
 
 if TYPE_CHECKING:
@@ -180,7 +181,8 @@ def main(arguments: list[str]) -> int:
     if asked.out is not None:
         asked.out.write_text(json.dumps(figures, indent=2) + "\n")
     if asked.write is not None:
-        asked.write.write_text(rewritten(asked.write.read_text(), text, PAGES))
+        asked.write.write_text(rewritten(asked.write.read_text(), text, "pages"))
+        keep(asked.write.with_suffix(".json"), "pages", figures)
     slow = [one["page"] for one in figures["pages"] if one["median_ms"] > LIMIT_MS]
     if slow:
         print(f"over {LIMIT_MS} ms: {', '.join(slow)}")

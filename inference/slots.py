@@ -141,6 +141,8 @@ class Turn:
             self._slots._release()
         else:
             self._slots._offer()
+        if tenant._impatient and not tenant.running:
+            tenant.wake()
 
     def _stalled(self) -> None:
         self._stall = None

@@ -10,12 +10,12 @@ pytestmark = pytest.mark.unit
 
 
 def fed(model: CostModel, fixed: float, row: float, *, runs: int = 200, seed: int = 1, noise: float = 0.1) -> CostModel:
-    """The model after runs of that cost, of sizes by chance, one in twenty preempted for 50 ms."""
+    """The model after runs of that cost, of sizes by chance, one in twenty preempted for most of its time."""
     chance = random.Random(seed)
     for _ in range(runs):
         rows = chance.randint(1, 64)
         seconds = (fixed + row * rows) * chance.uniform(1 - noise, 1 + noise)
-        model.observe(rows, seconds + (0.05 if chance.random() < 0.05 else 0.0))
+        model.observe(rows, seconds * (8 if chance.random() < 0.05 else 1))
     return model
 
 
@@ -25,7 +25,7 @@ def test_the_cost_of_runs_is_learned_whatever_it_is(seed: int) -> None:
     fixed, row = 10 ** chance.uniform(-4, -2), 10 ** chance.uniform(-5, -2.5)
     cost = fed(CostModel((1, 0.001)), fixed, row, seed=seed)
     for rows in (1, 8, 32, 64):
-        assert cost.seconds(rows) == pytest.approx(fixed + row * rows, rel=0.35)
+        assert cost.seconds(rows) == pytest.approx(fixed + row * rows, rel=0.5)
 
 
 def test_one_measurement_assumes_no_gain_of_sharing() -> None:

@@ -167,8 +167,8 @@ class Batcher:
             left_s = item.deadline - now
             if not batch:
                 batch, rows = [item], self._portion(item)
-                most_rows, least_s = item.bounds.max_rows, left_s
-                if item.alone or not self._batched:
+                most_rows, least_s = self.cost.best_rows(item.bounds.max_rows), left_s
+                if item.alone or not self._batched or rows >= most_rows:
                     break
                 continue
             if item.alone or item.form != batch[0].form or rows + item.rows > min(most_rows, item.bounds.max_rows):
@@ -194,7 +194,7 @@ class Batcher:
 
     def _hold_s(self, now: float, batch: list[Item], rows: int) -> float:
         """Seconds for which this run is better held back; see `inference.pacing`."""
-        full = rows >= min(item.bounds.max_rows for item in batch)
+        full = rows >= self.cost.best_rows(min(item.bounds.max_rows for item in batch))
         if full or batch[0].alone or not self._batched or self.waiting > len(batch):
             return 0.0
         most_s = min(item.bounds.max_wait_s for item in batch)
@@ -271,8 +271,9 @@ class Batcher:
             outcome = Done([fault] * len(batch), [])
         else:
             outcome = done.result()
-        for cost in outcome.costs:
-            self.cost.observe(*cost)
+        if len(outcome.costs) == 1 and outcome.costs[0][0] == rows:
+            # With the way to the thread and back: a run of its own costs that too.
+            self.cost.observe(rows, took)
         self._batched = self._batched and outcome.row_wise
         for item, result in zip(batch, outcome.results, strict=True):
             self._settle(item, result, took, rows)

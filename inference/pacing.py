@@ -31,7 +31,10 @@ one-step look-ahead for a stopping problem. What follows from it:
 - as the load rises L grows, and the rule turns into: wait while a call comes sooner than the compute that it saves;
 - calls of a closed loop end up in step, so that their runs are as few and as large as they can be.
 
-Batches beyond that need no waiting: while the threads are busy everything gathers, and a run takes all that fits.
+Batches beyond that need no waiting: while the threads are busy everything gathers, and a run takes what fits. It takes
+no more than pays, though: on a processor the line bends upwards where a run's intermediate results outgrow the cache,
+and a small network may compute eight pictures faster one by one. So the cost of a row is also kept by the size of the
+run (`CostModel.best_rows`), and calls share runs only up to the size at which rows have proved cheapest.
 """
 
 from math import exp, inf
@@ -41,6 +44,10 @@ _COST_MEMORY = 0.98
 # What the measurement at load weighs beside them, in runs. It never fades: it keeps the line's slope known where every
 # run has the same size.
 _SEED_WEIGHT = 1.0
+# A larger run must be cheaper a row by this much, and one run in so many tries the next larger size.
+_CHEAPER = 0.97
+_TRY_RUNS = 32
+_SIZE_MEMORY = 0.9
 # A run is believed up to so many times the usual deviation: a preempted thread is not a slower model.
 _BELIEVED = 3.0
 _LEAST_DEVIATION = 0.05
@@ -67,7 +74,7 @@ class CostModel:
     Theory, ch. 9, here in its sums), residuals clipped as by Huber (1964). a and b are never negative.
     """
 
-    __slots__ = ("_deviation", "_seed", "_sums", "fixed_s", "row_s")
+    __slots__ = ("_deviation", "_runs", "_seed", "_sizes", "_sums", "fixed_s", "row_s")
 
     def __init__(self, *measured: tuple[int, float]) -> None:
         """`measured`: (rows, seconds) at load. One alone is read as a·n: no gain of sharing is assumed unseen."""
@@ -75,7 +82,12 @@ class CostModel:
         self._deviation = 0.2
         self.fixed_s = 0.0
         self.row_s = 0.0
+        self._runs = 0
+        # Seconds a row of runs of 1, 2, 3-4, 5-8, 9-16... rows; absent where none was seen.
+        self._sizes: dict[int, float] = {}
         self._seed = [(rows, seconds) for rows, seconds in measured if rows > 0 and seconds > 0]
+        for rows, seconds in self._seed:
+            self._sizes[_size(rows)] = seconds / rows
         if len(self._seed) == 1:
             [(rows, seconds)] = self._seed
             self._seed.append((8 * rows, 8 * seconds))
@@ -96,6 +108,24 @@ class CostModel:
             return (seconds - self.fixed_s) / self.row_s
         return inf if seconds >= self.fixed_s else 0.0
 
+    def best_rows(self, most: int) -> int:
+        """Rows, at most `most`, of the shared runs whose rows are cheapest.
+
+        Of sizes not seen the line is believed; where only one was seen all that is allowed is tried.
+        """
+        if len(self._sizes) < 2:
+            return most
+        best, best_s = 0, inf
+        for size in range(_size(most) + 1):
+            row_s = self._sizes.get(size)
+            if row_s is None:
+                row_s = self.seconds(1 << size) / (1 << size)
+            if row_s < best_s * _CHEAPER:
+                best, best_s = size, row_s
+        if self._runs % _TRY_RUNS == _TRY_RUNS - 1:
+            best += 1
+        return min(most, 1 << best)
+
     def observe(self, rows: int, seconds: float) -> None:
         """Learn from a run."""
         if rows <= 0 or seconds <= 0:
@@ -105,7 +135,10 @@ class CostModel:
             off = seconds / expected - 1
             most = _BELIEVED * max(self._deviation, _LEAST_DEVIATION)
             self._deviation = _DEVIATION_MEMORY * self._deviation + (1 - _DEVIATION_MEMORY) * min(abs(off), 2 * most)
+            self._runs += 1
             seconds = expected * (1 + max(-most, min(most, off))) if most < 1 or off > 0 else seconds
+        size, row_s = _size(rows), seconds / rows
+        self._sizes[size] = row_s + _SIZE_MEMORY * (self._sizes.get(size, row_s) - row_s)
         weighed = expected or seconds
         for index, value in enumerate(self._sums):
             self._sums[index] = value * _COST_MEMORY
@@ -129,6 +162,11 @@ class CostModel:
         elif fixed < 0:
             slope, fixed = nt / nn, 0.0
         self.row_s, self.fixed_s = slope, fixed
+
+
+def _size(rows: int) -> int:
+    size: int = (rows - 1).bit_length()
+    return size
 
 
 def _add(sums: list[float], rows: float, seconds: float, weight: float) -> None:

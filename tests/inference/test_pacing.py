@@ -68,6 +68,32 @@ def test_a_cost_is_never_negative(seed: int) -> None:
         assert cost.row_s >= 0
 
 
+def test_runs_grow_to_the_size_whose_rows_are_cheapest() -> None:
+    cheap = fed(CostModel((1, 0.006), (8, 0.013)), 0.005, 0.001)
+    assert cheap.best_rows(64) == 64
+    assert cheap.best_rows(10) == 10
+    assert cheap.best_rows(1) == 1
+
+
+def test_runs_do_not_grow_where_rows_get_dearer() -> None:
+    """As a small convolutional network's do, whose intermediate results outgrow the cache."""
+    cost = CostModel((1, 0.004), (8, 0.040))
+    assert cost.best_rows(64) == 1
+    # One run in 32 looks whether that is still so.
+    sizes = []
+    for _ in range(640):
+        rows = cost.best_rows(64)
+        sizes.append(rows)
+        cost.observe(rows, 0.004 if rows == 1 else 0.005 * rows)
+    assert set(sizes) == {1, 2}
+    assert sizes.count(2) == 20
+    # And it is noticed when it is not.
+    for _ in range(3000):
+        rows = cost.best_rows(64)
+        cost.observe(rows, 0.004 + 0.0005 * rows)
+    assert cost.best_rows(64) >= 32
+
+
 def bursts(*, size: int, gap: float, pause: float, times: int = 40, busy: float = 1.0) -> tuple[Arrivals, float]:
     """What is known after bursts of calls, at the moment at which a new one began; and that moment."""
     arrivals, now = Arrivals(), 100.0

@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 export SIGNALBOX_DEMO ?= 1
 
-.PHONY: help run dev test prove check lint format bench demo-traffic screenshots reset
+.PHONY: help run dev test prove check lint format bench bench-peers bench-load bench-page demo-traffic screenshots reset
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -36,9 +36,21 @@ format: ## let ruff mend and format the code
 	@scripts/venv.sh tests
 	@.venv/bin/ruff check --fix . && .venv/bin/ruff format .
 
-bench: ## measure the running product against bare ASGI and FastAPI (docs/performance.md)
+bench: ## measure the running product beside bare servers (docs/performance.md); ARGS=--quick shows that it works
 	@scripts/venv.sh tests
-	@exec $(PYTHON) -m benchmarks
+	@exec $(PYTHON) -m benchmarks bench $(ARGS)
+
+bench-peers: ## the same beside its peers, each installed below ~/.cache/signalbox-bench
+	@scripts/venv.sh tests
+	@exec $(PYTHON) -m benchmarks peers $(ARGS)
+
+bench-load: ## the tail of an open loop, neighbours, two processes, overload
+	@scripts/venv.sh tests
+	@for measure in open neighbours processes overload; do $(PYTHON) -m benchmarks $$measure $(ARGS) || failed=1; done; exit $${failed:-0}
+
+bench-page: ## draw the kept figures (docs/performance.json) as docs/build/performance.html
+	@scripts/venv.sh tests
+	@exec $(PYTHON) -m benchmarks page
 
 demo-traffic: ## send the demo's calls to a running Signalbox
 	@scripts/venv.sh product

@@ -55,7 +55,7 @@ class BareApp:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._forms = {"/v1": self._v1, "/v2": self._v2, "/v2-binary": self._binary}
+        self.forms = {"/v1": self._v1, "/v2": self._v2, "/v2-binary": self._binary}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         message = await receive()
@@ -63,7 +63,7 @@ class BareApp:
         while message.get("more_body"):
             message = await receive()
             body += message["body"]
-        headers, content = self._forms[scope["path"]](body, scope["headers"])
+        headers, content = self.forms[scope["path"]](body, scope["headers"])
         headers.append((b"content-length", b"%d" % len(content)))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})

@@ -303,7 +303,10 @@ class Generator:
 
 
 def _length(head: bytes) -> int:
-    """The body's length by the answer's head in small letters. Raises ValueError where it has none: chunked answers are not read here."""
+    """The body's length, by the answer's head in small letters.
+
+    Raises ValueError where it has none: chunked answers are not read here.
+    """
     for line in head.split(b"\r\n"):
         if line[:15] == b"content-length:":
             return int(line[15:])

@@ -1,5 +1,6 @@
 """Triton through PyTriton: the server's own front end, the model in this process, dynamic batching as by default."""
 
+import socket
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,18 @@ def infer(**inputs: Any) -> dict[str, Any]:
     return dict(zip(model.outputs, results, strict=True))
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 if __name__ == "__main__":
     config = TritonConfig(
         http_address="127.0.0.1",
         http_port=PORT,
         grpc_address="127.0.0.1",
-        grpc_port=PORT + 1,
+        grpc_port=_free_port(),
         allow_metrics=False,
         exit_on_error=True,
     )

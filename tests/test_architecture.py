@@ -1,6 +1,7 @@
 """The directions in which this house is built. A failure prints the rule that was broken."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +72,18 @@ def test_the_shared_shapes_need_the_standard_library_and_msgspec_alone() -> None
     assert not wrong, f"{rule}\n" + "\n".join(wrong)
 
 
+def test_the_client_is_installed_without_the_house() -> None:
+    rule = "client/ imports the standard library, httpx and numpy only"
+    allowed = {"signalbox_client", "httpx", "numpy", "typing_extensions", *sys.stdlib_module_names}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in _sources("client")
+        for line, name in _imports(path)
+        if name.split(".")[0] not in allowed
+    ]
+    assert not wrong, f"{rule}\n" + "\n".join(wrong)
+
+
 def test_rooms_of_the_control_plane_import_downwards_only() -> None:
     rule = " -> ".join("/".join(rooms) for rooms in STOREYS) + ": a room imports rooms to its right only"
     wrong = []
@@ -107,7 +120,7 @@ def test_files_fit_in_the_head() -> None:
     rule = "a source file has at most 450 lines; split it by use-case before"
     wrong = [
         f"{path.relative_to(ROOT)} has {lines}"
-        for top in ("inference", "controlplane", "tests", "examples", "benchmarks")
+        for top in ("inference", "controlplane", "client", "tests", "examples", "benchmarks")
         for path in _sources(top)
         if (lines := len(path.read_text().splitlines())) > 450
     ]

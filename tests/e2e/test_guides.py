@@ -54,6 +54,7 @@ def environment(product: Product) -> Iterator[dict[str, str]]:
             wait_for(lambda: client.get("/v2").status_code != 401, 10, "the key at the front door")
         # The programs get these two and nothing else of the product.
         path = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
+        path["PYTHONPATH"] = str(REPOSITORY / "client" / "src")
         yield {**path, **OUTSIDE, "SIGNALBOX_URL": url, "SIGNALBOX_KEY": key}
 
 

@@ -16,7 +16,7 @@ Part = bytes | memoryview
 # Pieces that are sent as one, so that a small call is one packet; and the longest piece that is sent at once: the
 # transport copies what it sends, and what it could not send yet.
 _JOINED_BYTES = 64 * 1024
-_PIECE_BYTES = 256 * 1024
+_PIECE_BYTES = 1024 * 1024
 _CONNECT_S = 10.0
 _MOST_PATHS = 1024
 

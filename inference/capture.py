@@ -61,16 +61,18 @@ def hashed(value: str, salt: str) -> str:
 def _fill_columns(record: SpoolRecord, version: VersionRoute, policy: CapturePolicy, tensor: Array) -> None:
     """One tensor [rows, columns] whose columns have names."""
     columns = version.columns
+    cells, whole = tensor.size, tensor
+    tensor = _sparse(tensor, cells)
     lists = _columns_of(tensor, len(columns))
     if lists is None:
-        _fill_tensors(record, version, policy, {version.signature.inputs[0].name: tensor})
+        _fill_tensors(record, version, policy, {version.signature.inputs[0].name: whole})
         return
     names = _names_kept_whole(version)
     if names is not None:
         features = dict(zip(names, lists, strict=True))
-        record.features = _thinned(features, tensor.size)
+        record.features = features
         if keeps_payload(record.id, policy):
-            _keep_columns(record, features, tensor.size)
+            _keep_columns(record, features, cells)
         return
     features = {}
     kept: dict[str, list[Any]] = {}
@@ -82,9 +84,9 @@ def _fill_columns(record: SpoolRecord, version: VersionRoute, policy: CapturePol
         features[column.name] = stands if tensor.dtype.kind == "O" else values
         if column.keep == "hash":
             kept[column.name] = stands
-    record.features = _thinned(features, tensor.size)
+    record.features = features
     if keeps_payload(record.id, policy):
-        _keep_columns(record, kept, tensor.size)
+        _keep_columns(record, kept, cells)
 
 
 def _keep_columns(record: SpoolRecord, columns: dict[str, list[Any]], cells: int) -> None:
@@ -114,16 +116,21 @@ def _fill_tensors(
     record: SpoolRecord, version: VersionRoute, policy: CapturePolicy, inputs: Mapping[str, Array]
 ) -> None:
     """Tensors whose columns have no names: column j of an input `x` counts as `x[j]`."""
-    features: dict[str, list[Any]] = {}
+    counted: dict[str, tuple[Array, int]] = {}
+    columns = 0
     for name, tensor in inputs.items():
         if tensor.ndim > 2 or tensor.ndim == 0:
             continue
         width = 1 if tensor.ndim == 1 else tensor.shape[1]
-        if not 0 < width <= FEATURE_COLUMNS - len(features):
-            continue
-        lists = _columns_of(tensor, width) or []
+        if 0 < width <= FEATURE_COLUMNS - columns:
+            counted[name] = tensor, width
+            columns += width
+    cells = sum(tensor.size for tensor, _ in counted.values())
+    features: dict[str, list[Any]] = {}
+    for name, (tensor, width) in counted.items():
+        lists = _columns_of(_sparse(tensor, cells), width) or []
         features.update(zip(_names(name, width), lists, strict=True))
-    record.features = _thinned(features, sum(len(values) for values in features.values()))
+    record.features = features
     if keeps_payload(record.id, policy) and not version.task.takes_pictures:
         record.inputs = _payload_of(record, inputs)
 
@@ -146,6 +153,8 @@ def _scores(version: VersionRoute, outputs: Mapping[str, Array]) -> dict[str, li
     if version.activation is Activation.NONE and plain is not None and plain.shape == (1, len(version.labels)):
         # The usual call, one row of finished scores, without the detour over a float64 table: 1 us instead of 6.
         return {label: [score] for label, score in zip(version.labels, plain[0].tolist(), strict=True)}
+    if plain is not None and plain.size > FEATURE_CELLS:
+        outputs = {spec.name: _sparse(plain, plain.size)}
     table = scores_of(version, dict(outputs))
     if table is None:
         found = outputs.get(spec.name)
@@ -157,7 +166,7 @@ def _scores(version: VersionRoute, outputs: Mapping[str, Array]) -> dict[str, li
     if table.shape[1] > SCORE_COLUMNS:
         return None
     lists = [[score] for score in table[0].tolist()] if len(table) == 1 else table.T.tolist()
-    return _thinned(dict(zip(names, lists, strict=True)), table.size)
+    return dict(zip(names, lists, strict=True))
 
 
 def _columns_of(tensor: Array, width: int) -> list[list[Any]] | None:
@@ -177,12 +186,11 @@ def _names(name: str, width: int) -> tuple[str, ...]:
     return (name,) if width == 1 else tuple(f"{name}[{j}]" for j in range(width))
 
 
-def _thinned(columns: dict[str, list[Any]], cells: int) -> dict[str, list[Any]]:
-    """At most FEATURE_CELLS of `cells`: every k-th row of a call that has more."""
-    if cells <= FEATURE_CELLS:
-        return columns
-    step = -(-cells // FEATURE_CELLS)
-    return {name: values[::step] for name, values in columns.items()}
+def _sparse(tensor: Array, cells: int) -> Array:
+    """Of a call with more than FEATURE_CELLS `cells` every k-th row, taken before lists are made of them."""
+    if cells <= FEATURE_CELLS or not tensor.ndim:
+        return tensor
+    return tensor[:: -(-cells // FEATURE_CELLS)]
 
 
 def _plain(tensor: Array) -> Any:

@@ -24,6 +24,7 @@ from inference.runtime.plans import NUMPY_DTYPES as NUMPY_DTYPES
 _EXACT_DOUBLE = 2.0**53
 _LISTS = (list, tuple)
 _PACKED_CELLS = 16_384
+_FINITE_CELLS = 65_536
 
 
 def fits(shape: tuple[int, ...], tensor: TensorPlan) -> bool:
@@ -76,8 +77,9 @@ def from_flat(values: list[Any], shape: tuple[int, ...], tensor: TensorPlan, loc
 
 
 def from_buffer(buffer: memoryview, shape: tuple[int, ...], tensor: TensorPlan, locate: Locate) -> Array:
-    """Little-endian elements in row-major order as an array of its own memory; BYTES have 4-byte lengths before them.
+    """Little-endian elements in row-major order as an array; BYTES have 4-byte lengths before them.
 
+    The array is a read-only view of the buffer where that is aligned to its elements, a copy elsewhere.
     Raises InferenceError wrong_shape where the buffer's length is not that of `shape`, else as `from_flat`.
     """
     if tensor.datatype is Datatype.BYTES:
@@ -86,10 +88,12 @@ def from_buffer(buffer: memoryview, shape: tuple[int, ...], tensor: TensorPlan, 
     if len(buffer) != wanted:
         message = f"The binary data of {tensor.name} has {len(buffer)} bytes; its shape and datatype make {wanted}."
         raise InferenceError("wrong_shape", message, [Located(loc=locate(()), msg=message)])
-    if tensor.datatype is Datatype.BOOL and wanted and max(buffer) > 1:
+    if tensor.datatype is Datatype.BOOL and wanted and np.frombuffer(buffer, np.uint8).max() > 1:
         message = f"A BOOL of {tensor.name} is neither 0 nor 1."
         raise InferenceError("wrong_type", message, [Located(loc=locate(()), msg=message)])
-    array = np.frombuffer(buffer, dtype=tensor.dtype.newbyteorder("<")).astype(tensor.dtype).reshape(shape)
+    array = np.frombuffer(buffer.toreadonly(), dtype=tensor.dtype.newbyteorder("<")).reshape(shape)
+    if array.dtype != tensor.dtype or not array.flags.aligned:
+        array = array.astype(tensor.dtype)
     if not _all_fine(array, tensor, set()):
         return explain(array.ravel().tolist(), tensor, locate, shape)
     return array
@@ -181,13 +185,22 @@ def _all_fine(array: Array, tensor: TensorPlan, kinds: set[type]) -> bool:
     kind = tensor.dtype.kind
     if kind == "O":
         return not is_bad_text("".join(array.ravel().tolist()))
-    if kind != "f" or np.count_nonzero(np.isfinite(array)) == array.size:
+    if kind != "f" or _finite(array):
         return True
     if np.isinf(array).any():
         return False
     if tensor.accepts_non_finite and type(None) not in kinds:
         return True
     return tensor.nullable is not None and not (np.isnan(array) & ~tensor.nullable).any()
+
+
+def _finite(array: Array) -> bool:
+    """Whether no cell is NaN or infinite, asked block by block: the mask of a large array would be a quarter of it."""
+    if array.size <= _FINITE_CELLS:
+        return bool(np.count_nonzero(np.isfinite(array)) == array.size)
+    cells = array.reshape(-1)
+    blocks = (cells[start : start + _FINITE_CELLS] for start in range(0, cells.size, _FINITE_CELLS))
+    return all(bool(np.isfinite(block).all()) for block in blocks)
 
 
 def to_json(array: Array) -> Any:

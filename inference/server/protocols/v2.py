@@ -10,6 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from inference.contracts import Datatype, DeploymentRoute, TensorSpec, VersionRoute
 from inference.errors import InferenceError
 from inference.runtime.cells import from_base64
@@ -107,7 +109,7 @@ def _split(body: bytes, length: bytes) -> tuple[bytes, _Buffer]:
         message = f"Inference-Header-Content-Length must be the length of the JSON part, 1 to {len(body)} bytes."
         raise InferenceError("bad_header", message)
     size = int(length)
-    return body[:size], _Buffer(memoryview(body)[size:])
+    return bytes(body[:size]), _Buffer(memoryview(body)[size:])
 
 
 def _client_id(document: dict[str, Any]) -> str:
@@ -280,7 +282,7 @@ def encode(
     style: Style = call.style
     datatypes = {spec.name: spec.datatype for spec in version.signature.outputs}
     listed: list[dict[str, Any]] = []
-    chunks: list[bytes] = []
+    chunks: list[bytes | memoryview] = []
     for name in outputs if style.wanted is None else style.wanted:
         array = outputs[name]
         entry: dict[str, Any] = {"name": name, "datatype": datatypes[name], "shape": array.shape}
@@ -305,10 +307,13 @@ def encode(
     return _BINARY, [(_LENGTH, b"%d" % len(head))], b"".join([head, *chunks])
 
 
-def to_bytes(array: Array) -> bytes:
-    """Little-endian elements in row-major order; texts as UTF-8, each after its length in 4 bytes."""
+def to_bytes(array: Array) -> bytes | memoryview:
+    """Little-endian elements in row-major order, of the array's own memory where they lie so; texts as UTF-8, each
+    after its length in 4 bytes.
+    """
     if array.dtype.kind != "O":
-        return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        plain = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+        return plain.reshape(-1).view(np.uint8).data
     parts: list[bytes] = []
     for element in array.flat:
         content = element if isinstance(element, bytes) else str(element).encode("utf-8")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+
 from signalbox_client import AsyncClient, AsyncJob, Client, Retrying
 from signalbox_client.calls import Calls, Pause, Steps
 from signalbox_client.endpoint import Endpoint

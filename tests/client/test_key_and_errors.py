@@ -7,7 +7,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+
 import signalbox_client
+from inference.errors import TABLE
 from signalbox_client import (
     AsyncClient,
     Client,
@@ -20,8 +22,6 @@ from signalbox_client import (
 from signalbox_client.errors import kind_of
 from signalbox_client.options import options_of
 from signalbox_client.rows import document, rows_of
-
-from inference.errors import TABLE
 from tests.client.driving import KEY, Driven
 
 pytestmark = pytest.mark.unit

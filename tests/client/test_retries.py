@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from signalbox_client import (
     ConnectionFailed,
     Deadline,
@@ -21,7 +22,6 @@ from signalbox_client import (
     SignalboxError,
 )
 from signalbox_client.replies import retry_after_of
-
 from tests.client.driving import Clock, Driven
 
 pytestmark = pytest.mark.unit

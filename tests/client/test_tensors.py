@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+
 from signalbox_client import InvalidInput, ServerError, TensorSpec
 from signalbox_client.tensors import DTYPES, decode, encode
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from inference.routing import uuid7
 from signalbox_client import (
     Conflict,
     ConnectionFailed,
@@ -27,8 +29,6 @@ from signalbox_client import (
     Retrying,
     TensorSpec,
 )
-
-from inference.routing import uuid7
 from tests.client.driving import made
 from tests.e2e.control import Control, control_of
 from tests.inference import toys

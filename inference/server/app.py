@@ -20,8 +20,8 @@ from inference.server.held import Holder
 from inference.server.jobs import JobLane
 from inference.server.metrics import Metrics, render
 from inference.server.pictures import PictureRoom
-from inference.server.predict import Predictor, find_deployment
-from inference.server.protocols import v1, v2
+from inference.server.predict import Predictor, Rest, Whole, find_deployment
+from inference.server.protocols import Headers, v1, v2
 from inference.server.refusals import Refusals
 from inference.server.replies import JSON, Receive, Scope, Send, refuse_unread, reply, reply_error
 from inference.server.settings import Settings
@@ -108,14 +108,20 @@ class App:
         if self._upstream is not None:
             await self._upstream.close()
 
+    def call_address(self, target: bytes) -> Address | None:
+        """The address of a prediction call that was answered here before, while this process holds anything."""
+        address = self._addresses.known(target)
+        return address if address is not None and address.predicts and not self.holder.is_empty else None
+
+    def at_once(self, headers: Headers, address: Address, body: bytes) -> Whole | Rest:
+        """See `Predictor.at_once`."""
+        return self._predict.at_once(headers, address, body)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         raw_path: bytes = scope["raw_path"]
-        address = self._addresses.known(raw_path)
-        if address is not None and address.predicts and scope["method"] == "POST" and not self.holder.is_empty:
-            await self._predict(scope, receive, send, address)
-        elif is_ours(raw_path):
+        if is_ours(raw_path):
             await self._answer(scope, receive, send, self._addresses.find(raw_path))
         elif self._upstream is not None:
             await self._upstream(scope, receive, send)
@@ -158,7 +164,7 @@ class App:
                 self._allow_metrics(scope)
                 await reply(send, 200, [(b"content-type", _TEXT)], render(self.metrics.folder))
             case _:
-                ask = Ask(scope, address)
+                ask = Ask(dict(scope["headers"]), address)
                 try:
                     body = self._document(ask)
                 except InferenceError as error:

@@ -1,9 +1,7 @@
 """What is known of one prediction call: its ids, times and headers, and the record that it leaves in the log."""
 
 from collections import OrderedDict
-from collections.abc import MutableMapping
 from time import monotonic, time
-from typing import Any
 
 from inference.contracts import Outcome, Role, Source, SpoolRecord
 from inference.errors import InferenceError
@@ -12,7 +10,7 @@ from inference.routing import uuid7
 from inference.server.addresses import Address
 from inference.server.auth import Caller
 from inference.server.held import HeldDeployment, HeldVersion
-from inference.server.replies import EXCHANGE, Exchange
+from inference.server.protocols import Headers
 
 DEFAULT_DEADLINE_MS = 10_000
 MAX_DEADLINE_MS = 300_000
@@ -38,7 +36,6 @@ class Ask:
         "context",
         "deadline",
         "deployment",
-        "exchange",
         "headers",
         "held_bytes",
         "id",
@@ -52,7 +49,7 @@ class Ask:
         "version",
     )
 
-    def __init__(self, scope: MutableMapping[str, Any], address: Address) -> None:
+    def __init__(self, headers: Headers, address: Address) -> None:
         """Reads only the headers that cannot be refused.
 
         `started` and `deadline` are seconds of the monotonic clock, which is the event loop's too: asked directly,
@@ -62,8 +59,7 @@ class Ask:
         self.at = time()
         self.id = uuid7()
         self.address = address
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.exchange: Exchange | None = scope["extensions"].get(EXCHANGE) if "extensions" in scope else None
+        self.headers = headers
         self.caller: Caller | None = None
         self.deployment: HeldDeployment | None = None
         self.version: HeldVersion | None = None
@@ -102,6 +98,12 @@ class Ask:
         """Take the id of a V2 body where no usable X-Client-Id was sent."""
         if sent_in_body and not self.client_id and len(sent_in_body) <= _MAX_ID and sent_in_body.isprintable():
             self.client_id = sent_in_body
+
+    def chosen(self) -> "tuple[HeldDeployment, HeldVersion]":
+        """The deployment and the version of a call that got so far."""
+        assert self.deployment is not None
+        assert self.version is not None
+        return self.deployment, self.version
 
     @property
     def routing_key(self) -> str:

@@ -1,52 +1,43 @@
-"""What a connection has beside uvicorn's own: bounds on a request's head, a calm end, and answers in one piece."""
+"""What a connection has beside uvicorn's own: a short way for calls that are all there, bounded heads, a calm end."""
 
 import asyncio
+from time import monotonic
+from typing import Any, Protocol, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from inference.server.replies import EXCHANGE, HeaderList
+from inference.server.addresses import Address
+from inference.server.predict import Rest, Whole
+from inference.server.protocols import Headers
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_S = 20.0
+# Larger bodies go the long way, on which they are refused before they are read.
+_SHORT_BYTES = 64 * 1024
+# How long a body that did not come with its head is waited for before the call is a task of its own.
+_REST_OF_BODY_S = 0.05
 # How long an idle connection may still bring a request after the process was told to stop.
 _LAST_REQUEST_S = 1.0
+# Who sends one of these wants more than an answer.
+_UNUSUAL = frozenset({b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"})
 
 
-class WholeExchange:
-    """One request whose body and answer pass as wholes, see `inference.server.replies.Exchange`.
+class Application(Protocol):
+    """What the short way asks of the application."""
 
-    It does what uvicorn's `receive` and `send` do for one message of each, in a quarter of their time: they look at
-    every header of ours for characters that cannot be in it. Where anything is unusual it leaves the work to them.
-    """
+    def call_address(self, target: bytes) -> Address | None:
+        """The address of a prediction call whose request target (path, no query) is well known; else None."""
 
-    __slots__ = ("_cycle",)
-
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
-
-    def take_body(self) -> bytes | None:
-        cycle = self._cycle
-        if cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
-            return None
-        body = bytes(cycle.body)
-        cycle.body = bytearray()
-        cycle.message_event.clear()
-        return body
-
-    def send(self, status: int, headers: HeaderList, body: bytes) -> bool:
-        cycle = self._cycle
-        if cycle.response_started or cycle.disconnected or cycle.flow.write_paused or not cycle.keep_alive:
-            return False
-        cycle.response_started = cycle.response_complete = True
-        lines = [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
-        cycle.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], b"".join(lines), body))
-        cycle.message_event.set()
-        cycle.on_response()
-        return True
+    def at_once(self, headers: Headers, address: Address, body: bytes) -> Whole | Rest:
+        """See `Predictor.at_once`."""
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, ended where a head grows past 64 kB or is not complete after 20 s.
+    """uvicorn's protocol with a short way, and ended where a head grows past 64 kB or is not complete after 20 s.
+
+    The short way is for a call of a well-known address whose body comes with its head, or right behind it: it is
+    answered while its last bytes are parsed, by a function call in place of a task, a queue of messages and an event.
+    Whatever is unusual, or has to wait, goes uvicorn's way from the point that was reached.
 
     When the process stops, uvicorn closes idle connections at once, also one whose first request is on its way: its
     caller sees a reset. Here an idle connection gets a moment; what it brings is answered with `Connection: close`.
@@ -56,6 +47,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _in_head = False
     _head_timer: asyncio.TimerHandle | None = None
     _stopping = False
+    # The call that is on the short way, and what of its body is here.
+    _call: tuple[Headers, Address] | None = None
+    _body = b""
+    _body_timer: asyncio.TimerHandle | None = None
+    # An answer of the short way does not touch uvicorn's keep-alive timer, which costs as much as a prediction's log.
+    _idle_timer: asyncio.TimerHandle | None = None
+    _answered_at = 0.0
+    _rest: Rest | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -63,6 +62,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        for timer in (self._body_timer, self._idle_timer):
+            if timer is not None:
+                timer.cancel()
+        self._call = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -73,22 +76,106 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self._end()
                 return
         super().data_received(data)
-        if self._in_head and self._head_timer is None and self.transport is not None:
-            self._arm()
+        if self._in_head:
+            if self._head_timer is None and self.transport is not None:
+                self._arm()
+        elif self._call is not None and self._body_timer is None:
+            self._body_timer = self.loop.call_later(_REST_OF_BODY_S, self._go_the_long_way)
 
     def on_message_begin(self) -> None:
         self._in_head = True
         self._head_bytes = 0
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         if self._head_timer is not None:
             self._disarm()
+        address = cast(Application, self.app).call_address(self.url)
+        if address is not None and self.parser.get_method() == b"POST" and self._is_free():
+            headers = dict(self.headers)
+            length = headers.get(b"content-length")
+            if length is not None and int(length) <= _SHORT_BYTES and _UNUSUAL.isdisjoint(headers):
+                self._call = headers, address
+                self._body = b""
+                return
+        self._begin_cycle()
+
+    def on_body(self, body: bytes) -> None:
+        if self._call is None:
+            super().on_body(body)
+        else:
+            self._body += body
+
+    def on_message_complete(self) -> None:
+        if self._call is None:
+            super().on_message_complete()
+            return
+        (headers, address), self._call = self._call, None
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
+        answer = cast(Application, self.app).at_once(headers, address, self._body)
+        if isinstance(answer, tuple):
+            self._write(*answer)
+            return
+        self._rest = answer
+        self._begin_cycle()
+        super().on_message_complete()
+
+    def _is_free(self) -> bool:
+        """Whether an answer may be written at once, and the connection lives on."""
+        return (
+            (self.cycle is None or self.cycle.response_complete)
+            and not self._stopping
+            and not self.flow.write_paused
+            and self.parser.should_keep_alive()
+            and self.parser.get_http_version() == "1.1"
+        )
+
+    def _write(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        lines = [b"%b: %b\r\n" % header for header in (*self.server_state.default_headers, *headers)]
+        self.transport.write(
+            b"%b%bcontent-length: %d\r\n\r\n%b" % (STATUS_LINE[status], b"".join(lines), len(body), body)
+        )
+        self._answered_at = monotonic()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_unused)
+
+    def _close_if_unused(self) -> None:
+        self._idle_timer = None
+        if self._in_head or self._call is not None or not (self.cycle is None or self.cycle.response_complete):
+            # What ends this request arms the timer again.
+            return
+        left = self._answered_at + self.timeout_keep_alive - monotonic()
+        if left > 0:
+            self._idle_timer = self.loop.call_later(left, self._close_if_unused)
+        elif self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_handler()
+
+    def _go_the_long_way(self) -> None:
+        """The body is slow to come: a task waits for it, with a deadline."""
+        self._body_timer = None
+        self._call = None
+        self._begin_cycle()
+        if self._body:
+            super().on_body(self._body)
+
+    def _begin_cycle(self) -> None:
+        """uvicorn's part of a request whose head was parsed."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers += headers
         super().on_headers_complete()
-        self.scope["extensions"] = {EXCHANGE: WholeExchange(self.cycle)}  # type: ignore[dict-item]  # one object of ours
         if self._stopping:
             self.cycle.keep_alive = False
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        rest, self._rest = self._rest, None
+        super()._start_asgi_task(cycle, app if rest is None else cast(Any, rest))
 
     def shutdown(self) -> None:
         self._stopping = True
@@ -98,7 +185,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             super().shutdown()
 
     def _close_if_idle(self) -> None:
-        if not self._in_head and (self.cycle is None or self.cycle.response_complete):
+        if not self._in_head and self._call is None and (self.cycle is None or self.cycle.response_complete):
             self.transport.close()
 
     def _arm(self) -> None:

@@ -1,12 +1,15 @@
-"""The hot path: one prediction call from its first header to its answer, on one screen in `Predictor.answer`."""
+"""The hot path: one prediction call from its headers to its answer, on one screen in `Predictor.at_once`."""
 
 import logging
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
+from typing import Any
 
 from inference import capture
 from inference.batching import Answer
-from inference.contracts import Lane, SpoolRecord
+from inference.contracts import DeploymentRoute, Lane, SpoolRecord
 from inference.errors import InferenceError
 from inference.registry import cells_of
 from inference.server.addresses import Address
@@ -19,7 +22,7 @@ from inference.server.jobs import JobLane
 from inference.server.lines import Lines
 from inference.server.metrics import Metrics
 from inference.server.pictures import PictureRoom
-from inference.server.protocols import Call
+from inference.server.protocols import Call, Headers
 from inference.server.protocols.table import PROTOCOLS
 from inference.server.refusals import Refusals
 from inference.server.replies import (
@@ -28,16 +31,23 @@ from inference.server.replies import (
     Receive,
     Scope,
     Send,
+    error_body,
+    error_headers,
     read_body,
     refuse_unread,
     reply,
-    reply_error,
+    too_large,
     unless_gone,
 )
 from inference.server.shadows import Shadows
 from inference.spool import SpoolWriter
 
 _log = logging.getLogger(__name__)
+
+# An answer: status, headers but for the length, body.
+Whole = tuple[int, HeaderList, bytes]
+# The rest of a call, to be awaited as an ASGI application.
+Rest = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 
 
 @dataclass(slots=True)
@@ -57,58 +67,59 @@ class Predictor:
     aside: Aside = field(default_factory=Aside)
     lines: Lines = field(default_factory=Lines)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send, address: Address) -> None:
-        ask = Ask(scope, address)
-        entered = False
+    def at_once(self, headers: Headers, address: Address, body: bytes) -> Whole | Rest:
+        """The answer to a call that is all here, where the model is quick and so nothing has to be awaited; of any
+        other call the rest of the work. Nothing is raised.
+        """
+        ask = Ask(headers, address)
+        admitted = False
         try:
             self.admission.enter()
-            entered = True
-            await self.answer(ask, receive, send)
+            admitted = True
+            routes = self.holder.routes
+            deployment = self._begin(ask, routes)
+            ask.unread = False
+            route = deployment.route
+            if len(body) > route.max_body_bytes:
+                raise too_large(route.max_body_bytes)
+            version = ask.version = choose_version(deployment, address, ask.routing_key)
+            call: Call = PROTOCOLS[address.protocol].decode(body, headers, route, version.route)
+            _accept(ask, call, route)
+            model = version.model
+            if model is None or call.pictures or model.lane(route.lane, cells_of(call.inputs)) is not Lane.INLINE:
+                self.admission.hold(len(body))
+                ask.held_bytes = len(body)
+                admitted = False
+                return partial(self._rest, ask, routes, call, body)
+            answer = model.run_inline(call.inputs)
+            return 200, *self._finish(ask, routes, call, body, ask.record(), answer)
         except InferenceError as error:
-            await self._refuse(ask, error, receive, send)
-        except ClientGoneError:
-            self._count(ask, "client_gone")
+            return self._refusal(ask, error)
         except Exception:  # boundary: a fault of ours is one line in the log and a 500 that names it
             _log.exception("prediction failed: request %s", ask.request_id)
-            await self._refuse(ask, InferenceError("internal"), receive, send)
+            return self._refusal(ask, InferenceError("internal"))
         finally:
-            if entered:
-                self.admission.leave(ask.held_bytes)
+            if admitted:
+                self.admission.leave(0)
 
-    async def answer(self, ask: Ask, receive: Receive, send: Send) -> None:
-        """Authenticate, admit, read, route, decode, infer, encode, spool, send. Raises InferenceError."""
+    def _begin(self, ask: Ask, routes: HeldRoutes) -> HeldDeployment:
+        """Authenticate, find the deployment, check rights and limit, read the headers. Raises InferenceError."""
         caller = ask.caller = self.holder.access.find(ask.headers.get(b"authorization"))
         caller.require_valid(ask.at)
-        routes = self.holder.routes
         deployment = ask.deployment = find_deployment(routes, caller, ask)
         require_rights(caller, ask)
-        allowance = ask.allowance = self.limits.take(caller)
+        ask.allowance = self.limits.take(caller)
         ask.read_headers()
+        return deployment
+
+    def _finish(
+        self, ask: Ask, routes: HeldRoutes, call: Call, body: bytes, record: SpoolRecord, answer: Answer
+    ) -> tuple[HeaderList, bytes]:
+        """Encode, log, count: (headers, body) of the answer to a computed call. Raises InferenceError."""
+        deployment, version = ask.chosen()
         route = deployment.route
-        body = self._take(ask, route.max_body_bytes)
-        if body is None:
-            body = await self._read(ask, route.max_body_bytes, receive)
-        ask.unread = False
-
-        key = ask.routing_key
-        version = ask.version = choose_version(deployment, ask.address, key)
-        protocol = PROTOCOLS[ask.address.protocol]
-        call: Call
-        if len(body) <= LARGE_BYTES:
-            call = protocol.decode(body, ask.headers, route, version.route)
-        else:
-            call = await self.aside.run(protocol.decode, body, ask.headers, route, version.route)
-        if call.rows > route.max_rows:
-            raise InferenceError("batch_too_large", f"The call has {call.rows} rows; at most {route.max_rows} go.")
-        ask.set_client_id(call.client_id)
-        if route.lane is Lane.JOB:
-            await self.jobs.answer(ask, deployment, version, protocol, call, body, receive, send)
-            return
-
-        record = ask.record()
-        answer = await self._infer(ask, call, deployment, version, record, receive)
-
         # Encoded before it is spooled: what cannot be encoded is a refusal, and would else stand twice in the log.
+        protocol = PROTOCOLS[ask.address.protocol]
         content_type, extra, content = protocol.encode(call, answer.outputs, route, version.route, ask.id)
         record.routes_generation = routes.generation
         if ask.idempotency_key:
@@ -135,26 +146,72 @@ class Predictor:
         ]
         if ask.client_id:
             headers.append((b"x-client-id", ask.client_id.encode()))
-        if allowance is not None:
-            headers += allowance.headers
+        if ask.allowance is not None:
+            headers += ask.allowance.headers
         version.calls.add()
         version.rows.add(call.rows)
         version.seconds.observe(seconds)
         version.compute_seconds.observe(answer.compute_s)
-        await reply(send, 200, headers, content, ask.exchange)
         if deployment.split.shadow:
-            self.shadows.start(ask, deployment, version, key, protocol, call, body)
+            self.shadows.start(ask, deployment, version, ask.routing_key, protocol, call, body)
+        return headers, content
 
-    def _take(self, ask: Ask, cap: int) -> bytes | None:
-        """A plain body within its cap that is all there, the usual one; None for any other. Raises overloaded."""
-        declared = ask.headers.get(b"content-length")
-        if ask.exchange is None or declared is None or int(declared) > cap or b"content-encoding" in ask.headers:
-            return None
-        body = ask.exchange.take_body()
-        if body is not None:
-            self.admission.hold(len(body))
-            ask.held_bytes = len(body)
-        return body
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, address: Address) -> None:
+        """The same for a call whose body is still to come, as an ASGI application."""
+        ask = Ask(dict(scope["headers"]), address)
+        try:
+            self.admission.enter()
+        except InferenceError as error:
+            await self._refuse(ask, error, receive, send)
+            return
+        await self._guarded(ask, self._read_and_answer(ask, receive, send), receive, send)
+
+    async def _rest(
+        self, ask: Ask, routes: HeldRoutes, call: Call, body: bytes, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        await self._guarded(ask, self._go_on(ask, routes, call, body, receive, send), receive, send)
+
+    async def _guarded(self, ask: Ask, work: Coroutine[Any, Any, None], receive: Receive, send: Send) -> None:
+        """Whatever becomes of an admitted call."""
+        try:
+            await work
+        except InferenceError as error:
+            await self._refuse(ask, error, receive, send)
+        except ClientGoneError:
+            self._count(ask, "client_gone")
+        except Exception:  # boundary: as in `at_once`
+            _log.exception("prediction failed: request %s", ask.request_id)
+            await self._refuse(ask, InferenceError("internal"), receive, send)
+        finally:
+            self.admission.leave(ask.held_bytes)
+
+    async def _read_and_answer(self, ask: Ask, receive: Receive, send: Send) -> None:
+        routes = self.holder.routes
+        deployment = self._begin(ask, routes)
+        route = deployment.route
+        body = await self._read(ask, route.max_body_bytes, receive)
+        ask.unread = False
+        version = ask.version = choose_version(deployment, ask.address, ask.routing_key)
+        decode = PROTOCOLS[ask.address.protocol].decode
+        call: Call
+        if len(body) <= LARGE_BYTES:
+            call = decode(body, ask.headers, route, version.route)
+        else:
+            call = await self.aside.run(decode, body, ask.headers, route, version.route)
+        _accept(ask, call, route)
+        await self._go_on(ask, routes, call, body, receive, send)
+
+    async def _go_on(self, ask: Ask, routes: HeldRoutes, call: Call, body: bytes, receive: Receive, send: Send) -> None:
+        """From the decoded call to the end of its answer. Raises InferenceError and ClientGoneError."""
+        deployment, version = ask.chosen()
+        if deployment.route.lane is Lane.JOB:
+            protocol = PROTOCOLS[ask.address.protocol]
+            await self.jobs.answer(ask, deployment, version, protocol, call, body, receive, send)
+            return
+        record = ask.record()
+        answer = await self._infer(ask, call, deployment, version, record, receive)
+        headers, content = self._finish(ask, routes, call, body, record, answer)
+        await reply(send, 200, headers, content)
 
     async def _read(self, ask: Ask, cap: int, receive: Receive) -> bytes:
         """The body as it arrives, its bytes counted in. Raises as `read_body`."""
@@ -187,23 +244,35 @@ class Predictor:
         lane = record.lane = model.lane(deployment.route.lane, cells_of(call.inputs))
         if lane is Lane.INLINE:
             return model.run_inline(call.inputs)
-        return await unless_gone(receive, model.batcher.submit(call.inputs, call.rows, ask.deadline))
+        return await unless_gone(receive, version.run_batched(call.inputs, call.rows, ask.deadline))
 
-    async def _refuse(self, ask: Ask, error: InferenceError, receive: Receive, send: Send) -> None:
+    def _refusal(self, ask: Ask, error: InferenceError) -> Whole:
+        """The answer to a refused call, which is counted and logged."""
         self._count(ask, error.code)
         if not ask.taken_on:
             self.refusals.note(ask.refusal(error))
         if ask.allowance is not None:
             error.headers = {**error.headers, **ask.allowance.named}
+        return error.status, error_headers(error, ask.request_id), error_body(error, ask.request_id)
+
+    async def _refuse(self, ask: Ask, error: InferenceError, receive: Receive, send: Send) -> None:
+        whole = self._refusal(ask, error)
         if ask.unread:
             await refuse_unread(receive, send, error, ask.request_id, ask.headers)
         else:
-            await reply_error(send, error, ask.request_id)
+            await reply(send, *whole)
 
     def _count(self, ask: Ask, code: str) -> None:
         name = ask.deployment.route.name if ask.deployment is not None else ""
         number = ask.version.route.number if ask.version is not None else ""
         self.metrics.counter("signalbox_calls_total", deployment=name, version=number, code=code).add()
+
+
+def _accept(ask: Ask, call: Call, route: DeploymentRoute) -> None:
+    """What is the same for every protocol's call. Raises batch_too_large."""
+    if call.rows > route.max_rows:
+        raise InferenceError("batch_too_large", f"The call has {call.rows} rows; at most {route.max_rows} go.")
+    ask.set_client_id(call.client_id)
 
 
 def find_deployment(routes: HeldRoutes, caller: Caller, ask: Ask) -> HeldDeployment:

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import zlib
-from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from io import BytesIO
+from typing import Any, TypeVar
 
 import orjson
 
@@ -18,39 +19,31 @@ HeaderList = list[tuple[bytes, bytes]]
 Result = TypeVar("Result")
 
 JSON = b"application/json"
-# The ASGI extension under which our server, and no other, offers an `Exchange`.
-EXCHANGE = "signalbox.exchange"
 # A caller that was refused mid-body is listened to for so long, so that the refusal reaches it before the reset.
 _LINGER_S = 1.0
 _LINGER_BYTES = 16 * 1024 * 1024
 # An unread rest of a body up to here is cheaper to skip than a new connection.
 _SKIP_BYTES = 64 * 1024
+# The length of the JSON part of a V2 body with binary tensors behind it, and what these are aligned to.
+BINARY_LENGTH = b"inference-header-content-length"
+_ALIGNMENT = 16
+_PIECE_BYTES = 512 * 1024
 
 
 class ClientGoneError(Exception):
     """The caller hung up; nobody reads an answer."""
 
 
-class Exchange(Protocol):
-    """A request that can be taken, and answered, in one piece. What is refused here goes by `receive` and `send`."""
-
-    def take_body(self) -> bytes | None:
-        """The body where all of it has come, None where it has not. Once, and instead of `receive`."""
-
-    def send(self, status: int, headers: HeaderList, body: bytes) -> bool:
-        """Send a whole answer to anything but HEAD; False where that is for `send` to do, and nothing was sent.
-
-        `headers` hold the length, and no value with control characters: they are not looked at.
-        """
-
-
-async def reply(send: Send, status: int, headers: HeaderList, body: bytes, exchange: Exchange | None = None) -> None:
+async def reply(send: Send, status: int, headers: HeaderList, body: bytes) -> None:
     """Send a whole response; `headers` hold the content type, the length is added here."""
     headers.append((b"content-length", b"%d" % len(body)))
-    if exchange is not None and exchange.send(status, headers, body):
-        return
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    # A large body goes in pieces, each when the last is on its way: the socket's own buffer would hold it once more.
+    view = memoryview(body)
+    for start in range(0, len(body) - _PIECE_BYTES, _PIECE_BYTES):
+        await send({"type": "http.response.body", "body": view[start : start + _PIECE_BYTES], "more_body": True})
+    rest = -(-len(body) // _PIECE_BYTES) - 1
+    await send({"type": "http.response.body", "body": body if rest < 1 else view[rest * _PIECE_BYTES :]})
 
 
 def error_body(error: InferenceError, request_id: str, job: str = "") -> bytes:
@@ -130,77 +123,54 @@ async def read_body(
         raise InferenceError("unsupported_media_type", "The Content-Encoding is not supported: send gzip or none.")
     declared = headers.get(b"content-length")
     if declared is not None and int(declared) > cap:
-        raise _too_large(cap)
-    body = await _whole(receive, cap, deadline, hold)
+        raise too_large(cap)
+    lead = _lead(headers) if encoding == b"identity" else b""
+    body = await _whole(receive, cap, deadline, hold, lead)
     if encoding != b"identity" and body:
         body = _inflated(body, cap)
         hold(len(body))
     return body
 
 
-async def _whole(receive: Receive, cap: int, deadline: float, hold: Callable[[int], None]) -> bytes:
-    """The body's pieces together. A small body is all there when its call begins: then no timer is set."""
-    message: Message = {}
-    first = receive()
-    try:
-        waiting = first.send(None)
-    except StopIteration as arrived:
-        message = arrived.value
-        if message["type"] == "http.request" and not message.get("more_body", False):
-            body: bytes = message.get("body", b"")
-            if len(body) > cap:
-                raise _too_large(cap) from None
-            hold(len(body))
-            return body
-        begun = None
-    else:
-        begun = _Begun(first, waiting)
+def _lead(headers: dict[bytes, bytes]) -> bytes:
+    """White space that goes before a body with binary tensors, so that they lie aligned and can be used in place.
+
+    JSON allows it; the header with the length of the JSON part is corrected.
+    """
+    length = headers.get(BINARY_LENGTH, b"")
+    if not length.isdigit() or len(length) > 18 or headers.get(b"content-type", b"").startswith(b"image/"):
+        return b""
+    lead = -int(length) % _ALIGNMENT
+    headers[BINARY_LENGTH] = b"%d" % (int(length) + lead)
+    return b" " * lead
+
+
+async def _whole(receive: Receive, cap: int, deadline: float, hold: Callable[[int], None], lead: bytes = b"") -> bytes:
+    """The body's pieces together, behind `lead`."""
     try:
         async with asyncio.timeout_at(deadline):
-            return await _joined(receive, message if begun is None else await begun, cap, hold)
+            return await _joined(receive, cap, hold, lead)
     except TimeoutError:
         raise InferenceError("deadline_exceeded", "The body did not arrive before the deadline.") from None
 
 
-class _Begun:
-    """A coroutine that was begun by hand and waits for `waiting`; awaiting this goes on with it."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Message], waiting: Any) -> None:
-        self._coroutine = coroutine
-        self._waiting = waiting
-
-    def __await__(self) -> Generator[Any, Any, Message]:
-        step: Callable[[Any], Any]
-        waiting = self._waiting
-        while True:
-            try:
-                value = yield waiting
-            except BaseException as error:  # thrown in by the task, a cancellation: the coroutine is to see it
-                step, value = self._coroutine.throw, error
-            else:
-                step = self._coroutine.send
-            try:
-                waiting = step(value)
-            except StopIteration as arrived:
-                message: Message = arrived.value
-                return message
-
-
-async def _joined(receive: Receive, message: Message, cap: int, hold: Callable[[int], None]) -> bytes:
-    chunks: list[bytes] = []
+async def _joined(receive: Receive, cap: int, hold: Callable[[int], None], lead: bytes) -> bytes:
+    # One buffer that grows in place and is handed out as it is: pieces in a list would be in memory twice when joined.
+    body = BytesIO()
+    body.write(lead)
     size = 0
     while True:
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGoneError
         chunk: bytes = message.get("body", b"")
         size += len(chunk)
         if size > cap:
-            raise _too_large(cap)
+            raise too_large(cap)
         hold(len(chunk))
-        chunks.append(chunk)
+        body.write(chunk)
         if not message.get("more_body", False):
-            return b"".join(chunks)
-        message = await receive()
+            return body.getvalue()
 
 
 def _inflated(body: bytes, cap: int) -> bytes:
@@ -211,13 +181,14 @@ def _inflated(body: bytes, cap: int) -> bytes:
     except zlib.error as error:
         raise InferenceError("bad_request", "The body is not the gzip that its Content-Encoding says.") from error
     if len(content) > cap:
-        raise _too_large(cap)
+        raise too_large(cap)
     if not inflater.eof or inflater.unused_data:
         raise InferenceError("bad_request", "The gzip body is truncated or has more data behind its end.")
     return content
 
 
-def _too_large(cap: int) -> InferenceError:
+def too_large(cap: int) -> InferenceError:
+    """The refusal of a body above `cap` bytes."""
     return InferenceError("too_large", f"The body is larger than the cap of {cap} bytes.")
 
 

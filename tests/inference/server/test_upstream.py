@@ -205,7 +205,13 @@ async def test_a_caller_that_falls_silent_within_its_body_is_let_go(
 async def listening(house: House) -> AsyncIterator[int]:
     """The house behind a real socket, with the protocol of the front door; its port."""
     config = uvicorn.Config(
-        house.app, http=BoundedHttpProtocol, port=0, lifespan="off", log_config=None, access_log=False
+        house.app,
+        http=BoundedHttpProtocol,
+        port=0,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
     )
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # uvicorn offers no other way

@@ -42,6 +42,7 @@ class Running:
 
     product: Product
     key: str
+    models: tuple[str, ...]
     name: str = OURS
 
     @property
@@ -78,8 +79,9 @@ class Running:
     def is_quiet(self) -> bool:
         """Whether the ingester has shipped all that was spooled."""
         with self.client() as client:
-            told = client.get(f"/api/deployments/{NAME}/metrics/", params={"since": "1h"}).json()["data"]
-        ingesters = told["ingesters"]
+            answer = client.get(f"/api/deployments/{self.models[0]}/metrics/", params={"since": "1h"})
+        answer.raise_for_status()
+        ingesters = answer.json()["data"]["ingesters"]
         return bool(ingesters) and all(one["lag_s"] == 0 for one in ingesters)
 
     def settle(self, every_s: float = 0.5) -> None:
@@ -109,7 +111,7 @@ def product(models: Sequence[str] = (NAME,), *, processes: int = 1, pinned: bool
         started.start()
         for name in models:
             _deploy(started, MODELS[name])
-        running = Running(started, started.issue_key("bench", "--scope", "predict", "--scope", "read"))
+        running = Running(started, started.issue_key("bench", "--scope", "predict", "--scope", "read"), tuple(models))
         for name in models:
             target = running.target(Case(MODELS[name], "v2-binary", 1))
             wait_for(lambda to=target: answers(to), 60, f"the first answer of {name}")  # type: ignore[misc]

@@ -2,7 +2,7 @@
 
 So a server that stalls pays for every call that was due meanwhile (no "coordinated omission", Tene 2013). A call that
 is due while all connections wait for answers waits for one, and that wait counts. One thread, sockets that do not block
-and hand-written HTTP/1.1: about 25 µs of processor time a call, so that one core can offer what one server can take;
+and hand-written HTTP/1.1: some tens of µs of processor time a call, so that one core offers what one server can take;
 what it spent, and by how much it sent late, is told with every result.
 
     python -m benchmarks.open_loop < SPEC.json     (what `run` starts; the result is printed as JSON)

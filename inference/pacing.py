@@ -44,10 +44,11 @@ _COST_MEMORY = 0.98
 # What the measurement at load weighs beside them, in runs. It never fades: it keeps the line's slope known where every
 # run has the same size.
 _SEED_WEIGHT = 1.0
-# A larger run must be cheaper a row by this much, and one run in so many tries the next larger size.
+# A larger run must be cheaper a row by this much, and one run in so many tries another size.
 _CHEAPER = 0.97
 _TRY_RUNS = 32
 _SIZE_MEMORY = 0.9
+_LEAST_KEPT = 0.3
 # A run is believed up to so many times the usual deviation: a preempted thread is not a slower model.
 _BELIEVED = 3.0
 _LEAST_DEVIATION = 0.05
@@ -74,7 +75,7 @@ class CostModel:
     Theory, ch. 9, here in its sums), residuals clipped as by Huber (1964). a and b are never negative.
     """
 
-    __slots__ = ("_deviation", "_runs", "_seed", "_sizes", "_sums", "fixed_s", "row_s")
+    __slots__ = ("_deviation", "_runs", "_seed", "_seen", "_sizes", "_sums", "fixed_s", "row_s")
 
     def __init__(self, *measured: tuple[int, float]) -> None:
         """`measured`: (rows, seconds) at load. One alone is read as a·n: no gain of sharing is assumed unseen."""
@@ -85,6 +86,7 @@ class CostModel:
         self._runs = 0
         # Seconds a row of runs of 1, 2, 3-4, 5-8, 9-16... rows; absent where none was seen.
         self._sizes: dict[int, float] = {}
+        self._seen: dict[int, int] = {}
         self._seed = [(rows, seconds) for rows, seconds in measured if rows > 0 and seconds > 0]
         for rows, seconds in self._seed:
             self._sizes[_size(rows)] = seconds / rows
@@ -122,8 +124,10 @@ class CostModel:
                 row_s = self.seconds(1 << size) / (1 << size)
             if row_s < best_s * _CHEAPER:
                 best, best_s = size, row_s
-        if self._runs % _TRY_RUNS == _TRY_RUNS - 1:
-            best += 1
+        tries, turn = divmod(self._runs, _TRY_RUNS)
+        if turn == _TRY_RUNS - 1:
+            # The next larger size, and in turn all smaller ones: what they cost may have changed since they were seen.
+            best = best + 1 if tries % 2 == 0 or best == 0 else tries // 2 % best
         return min(most, 1 << best)
 
     def observe(self, rows: int, seconds: float) -> None:
@@ -138,7 +142,10 @@ class CostModel:
             self._runs += 1
             seconds = expected * (1 + max(-most, min(most, off))) if most < 1 or off > 0 else seconds
         size, row_s = _size(rows), seconds / rows
-        self._sizes[size] = row_s + _SIZE_MEMORY * (self._sizes.get(size, row_s) - row_s)
+        # The longer a size was not seen the less is left of what it cost then.
+        keep = max(_SIZE_MEMORY ** (self._runs - self._seen.get(size, 0)), _LEAST_KEPT)
+        self._sizes[size] = row_s + keep * (self._sizes.get(size, row_s) - row_s)
+        self._seen[size] = self._runs
         weighed = expected or seconds
         for index, value in enumerate(self._sums):
             self._sums[index] = value * _COST_MEMORY

@@ -94,6 +94,22 @@ def test_runs_do_not_grow_where_rows_get_dearer() -> None:
     assert cost.best_rows(64) >= 32
 
 
+def test_a_size_that_looked_dear_for_a_while_is_tried_again() -> None:
+    cost = CostModel((1, 0.004), (8, 0.040))
+    for _ in range(50):
+        cost.observe(1, 0.080)
+        cost.observe(16, 0.080)
+    assert cost.best_rows(64) > 1
+    for _ in range(2000):
+        rows = cost.best_rows(64)
+        cost.observe(rows, 0.004 if rows == 1 else 0.005 * rows)
+    sizes = []
+    for _ in range(64):
+        sizes.append(cost.best_rows(64))
+        cost.observe(sizes[-1], 0.004 if sizes[-1] == 1 else 0.005 * sizes[-1])
+    assert sizes.count(1) >= 60
+
+
 def bursts(*, size: int, gap: float, pause: float, times: int = 40, busy: float = 1.0) -> tuple[Arrivals, float]:
     """What is known after bursts of calls, at the moment at which a new one began; and that moment."""
     arrivals, now = Arrivals(), 100.0

@@ -10,6 +10,7 @@ import pytest
 
 from inference.batching import Answer, Arrays, Batcher, Bounds
 from inference.errors import InferenceError
+from tests.inference.eager import Eager
 
 pytestmark = pytest.mark.unit
 
@@ -68,7 +69,7 @@ async def test_an_idle_model_answers_at_once(pool: ThreadPoolExecutor) -> None:
 
 async def test_calls_that_gather_share_a_run_and_get_their_own_rows(pool: ThreadPoolExecutor) -> None:
     model = Doubler()
-    batcher = Batcher(model, pool, batched=True)
+    batcher = Batcher(model, pool, batched=True, cost=Eager())
     first = await blocked(batcher, model)
     tasks = [asyncio.create_task(batcher.submit(row(n), 1, later())) for n in range(10)]
     await asyncio.sleep(0)
@@ -80,7 +81,7 @@ async def test_calls_that_gather_share_a_run_and_get_their_own_rows(pool: Thread
 
 async def test_calls_of_another_shape_do_not_share(pool: ThreadPoolExecutor) -> None:
     model = Doubler()
-    batcher = Batcher(model, pool, batched=True)
+    batcher = Batcher(model, pool, batched=True, cost=Eager())
     first = await blocked(batcher, model)
     tasks = [asyncio.create_task(batcher.submit(row(n, 1 + n % 2), 1, later())) for n in range(6)]
     await asyncio.sleep(0)
@@ -91,7 +92,7 @@ async def test_calls_of_another_shape_do_not_share(pool: ThreadPoolExecutor) -> 
 
 async def test_a_run_is_never_larger_than_allowed(pool: ThreadPoolExecutor) -> None:
     model = Doubler()
-    batcher = Batcher(model, pool, batched=True)
+    batcher = Batcher(model, pool, batched=True, cost=Eager())
     first = await blocked(batcher, model)
     tasks = [asyncio.create_task(batcher.submit(row(n), 1, later(), Bounds(4))) for n in range(9)]
     await asyncio.sleep(0)
@@ -109,7 +110,7 @@ async def test_a_model_without_a_batch_dimension_runs_each_call_alone(pool: Thre
 
 async def test_one_bad_call_fails_alone(pool: ThreadPoolExecutor) -> None:
     model = Doubler()
-    batcher = Batcher(model, pool, batched=True)
+    batcher = Batcher(model, pool, batched=True, cost=Eager())
     first = await blocked(batcher, model)
     tasks = [asyncio.create_task(batcher.submit(row(value), 1, later())) for value in (1, -1, 2)]
     await asyncio.sleep(0)
@@ -125,7 +126,7 @@ async def test_one_bad_call_fails_alone(pool: ThreadPoolExecutor) -> None:
 
 async def test_a_disconnect_does_not_fail_batch_mates(pool: ThreadPoolExecutor) -> None:
     model = Doubler()
-    batcher = Batcher(model, pool, batched=True)
+    batcher = Batcher(model, pool, batched=True, cost=Eager())
     first = await blocked(batcher, model)
     tasks = [asyncio.create_task(batcher.submit(row(n), 1, later())) for n in range(3)]
     await asyncio.sleep(0)
@@ -140,7 +141,7 @@ async def test_a_disconnect_does_not_fail_batch_mates(pool: ThreadPoolExecutor) 
 
 async def test_what_expired_in_the_queue_is_never_run(pool: ThreadPoolExecutor) -> None:
     model = Doubler()
-    batcher = Batcher(model, pool, batched=True)
+    batcher = Batcher(model, pool, batched=True, cost=Eager())
     first = await blocked(batcher, model)
     with pytest.raises(InferenceError) as caught:
         await batcher.submit(row(1), 1, later(0.02))
@@ -153,7 +154,7 @@ async def test_what_expired_in_the_queue_is_never_run(pool: ThreadPoolExecutor) 
 
 async def test_a_full_queue_refuses_at_once(pool: ThreadPoolExecutor) -> None:
     model = Doubler()
-    batcher = Batcher(model, pool, batched=True, max_waiting=2)
+    batcher = Batcher(model, pool, batched=True, max_waiting=2, cost=Eager())
     first = await blocked(batcher, model)
     tasks = [asyncio.create_task(batcher.submit(row(n), 1, later())) for n in range(2)]
     await asyncio.sleep(0)
@@ -174,7 +175,7 @@ async def test_a_model_that_breaks_its_promise_of_rows_is_not_batched_again(pool
         sizes.append(len(inputs["x"]))
         return {"y": inputs["x"].sum(keepdims=True)}
 
-    batcher = Batcher(total, pool, batched=True)
+    batcher = Batcher(total, pool, batched=True, cost=Eager())
     first = asyncio.create_task(batcher.submit(row(1), 1, later()))
     await asyncio.to_thread(begun_runs.acquire)
     tasks = [asyncio.create_task(batcher.submit(row(n), 1, later())) for n in (2, 3)]

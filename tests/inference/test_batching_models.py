@@ -18,6 +18,7 @@ from inference.errors import InferenceError
 from inference.runs import VIEW_BYTES
 from inference.runtime.onnx import OnnxModel, load_model
 from tests.inference import toys
+from tests.inference.eager import Eager
 
 pytestmark = pytest.mark.unit
 
@@ -102,7 +103,7 @@ def convolution() -> bytes:
 
 async def shared(model: OnnxModel, pool: ThreadPoolExecutor, calls: list[Arrays]) -> list[Answer | BaseException]:
     """Answers of calls that gathered while the model's only slot was in use."""
-    batcher = Batcher(model.run, pool, batched=True)
+    batcher = Batcher(model.run, pool, batched=True, cost=Eager())
     deadline = asyncio.get_running_loop().time() + 60
     tasks = [asyncio.create_task(batcher.submit(call, len(next(iter(call.values()))), deadline)) for call in calls]
     return await asyncio.gather(*tasks, return_exceptions=True)
@@ -193,7 +194,7 @@ async def test_a_large_call_goes_in_slices_and_gives_the_same(pool: ThreadPoolEx
         sizes.append(len(inputs["x"]))
         return model.run(inputs)
 
-    batcher = Batcher(run, pool, batched=True)
+    batcher = Batcher(run, pool, batched=True, cost=Eager())
     answer = await batcher.submit({"x": x}, 1001, asyncio.get_running_loop().time() + 60, Bounds(64))
     np.testing.assert_array_equal(answer.outputs["y"], model.run({"x": x})["y"])
     assert sum(sizes) == 1001

@@ -13,6 +13,7 @@ import pytest
 from inference.batching import Answer, Arrays, Batcher, Bounds
 from inference.errors import InferenceError
 from inference.pacing import CostModel
+from tests.inference.eager import Eager
 
 pytestmark = pytest.mark.unit
 
@@ -58,7 +59,7 @@ def ask(
 
 async def test_small_calls_have_their_turn_between_the_slices_of_a_large_one(pool: ThreadPoolExecutor) -> None:
     model = Gated()
-    batcher = Batcher(model, pool, batched=True)
+    batcher = Batcher(model, pool, batched=True, cost=Eager())
     large = ask(batcher, 1, 40, bounds=Bounds(8))
     assert await model.next_run() == [1.0] * 8
     order = [8]
@@ -83,7 +84,7 @@ async def test_small_calls_have_their_turn_between_the_slices_of_a_large_one(poo
 
 async def test_a_large_call_whose_caller_left_is_not_gone_on_with(pool: ThreadPoolExecutor) -> None:
     model = Gated()
-    batcher = Batcher(model, pool, batched=True)
+    batcher = Batcher(model, pool, batched=True, cost=Eager())
     large = ask(batcher, 1, 40, bounds=Bounds(8))
     await model.next_run()
     large.cancel()
@@ -95,7 +96,7 @@ async def test_a_large_call_whose_caller_left_is_not_gone_on_with(pool: ThreadPo
 
 async def test_calls_of_deployments_with_other_bounds_share_within_the_narrower(pool: ThreadPoolExecutor) -> None:
     model = Gated()
-    batcher = Batcher(model, pool, batched=True)
+    batcher = Batcher(model, pool, batched=True, cost=Eager())
     first = ask(batcher, 0)
     await model.next_run()
     tasks = [ask(batcher, n, bounds=Bounds(8) if n % 4 else Bounds(1)) for n in range(1, 9)]
@@ -113,7 +114,7 @@ async def test_calls_of_deployments_with_other_bounds_share_within_the_narrower(
 async def test_a_call_with_too_little_time_left_is_refused_before_compute_and_now_and_then_tried(
     pool: ThreadPoolExecutor,
 ) -> None:
-    batcher = Batcher(lambda inputs: inputs, pool, batched=True, cost=CostModel((1, 10.0)))
+    batcher = Batcher(lambda inputs: inputs, pool, batched=True, cost=Eager((1, 10.0)))
     # The first is tried: perhaps the model is faster than it was.
     assert (await ask(batcher, 1, seconds=1.0)).outputs["x"].item() == 1.0
     for _ in range(3):
@@ -124,7 +125,7 @@ async def test_a_call_with_too_little_time_left_is_refused_before_compute_and_no
 
 async def test_company_never_makes_a_call_miss_a_deadline_that_it_would_keep_alone(pool: ThreadPoolExecutor) -> None:
     model = Gated()
-    batcher = Batcher(model, pool, batched=True, cost=CostModel((1, 0.5)))
+    batcher = Batcher(model, pool, batched=True, cost=Eager((1, 0.5)))
     first = ask(batcher, 0)
     await model.next_run()
     urgent = ask(batcher, 1, seconds=20.0)
@@ -190,7 +191,7 @@ async def test_a_run_is_held_back_for_what_comes_and_begins_when_it_is_full(
     pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Gated()
-    batcher = Batcher(model, pool, batched=True)
+    batcher = Batcher(model, pool, batched=True, cost=Eager())
     first = ask(batcher, 0, bounds=Bounds(4, 30.0))
     await model.next_run()
     # From here on the rule says: wait as long as is allowed.

@@ -37,8 +37,8 @@ def _charts(kept: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], go.Figu
     for name, beside in (("bench", "bare servers"), ("peers", "its peers")):
         if name in kept:
             of = kept[name]
-            yield f"Requests a second at 32 connections, beside {beside}", of, _bars(of, 32, "per_s", "requests/s")
-            yield f"Median at one connection, beside {beside}", of, _bars(of, 1, "p50_ms", "ms")
+            yield f"Requests a second at 32 connections, beside {beside}", of, _points(of, 32, "per_s", "requests/s")
+            yield f"Median at one connection, beside {beside}", of, _points(of, 1, "p50_ms", "ms")
     if "open" in kept:
         yield "The p99 over time, open loop", kept["open"], _course(kept["open"])
     if "neighbours" in kept:
@@ -51,22 +51,23 @@ def _charts(kept: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], go.Figu
         yield "Server time of pages", kept["pages"], _pages(kept["pages"])
 
 
-def _bars(of: dict[str, Any], connections: int, what: str, unit: str) -> go.Figure:
-    """A group of bars a case, with the spread of the rounds; on a logarithmic axis, for peers lie far apart."""
+def _points(of: dict[str, Any], connections: int, what: str, unit: str) -> go.Figure:
+    """A point a case and subject, with the spread of the rounds; on a logarithmic axis, for peers lie far apart."""
     cases = [one for one in of["cases"] if one["connections"] == connections]
     names = list(dict.fromkeys(name for one in cases for name in one["subjects"]))
     figure = go.Figure()
     for name in names:
         having = [one for one in cases if name in one["subjects"]]
         spreads = [one["subjects"][name][what] for one in having]
-        figure.add_bar(
+        figure.add_scatter(
             name=name,
             x=[one["case"] for one in having],
             y=[one["median"] for one in spreads],
             error_y=_whiskers(spreads),
+            mode="markers",
+            marker={"size": 10},
         )
-    figure.update_yaxes(type="log", title=unit)
-    return figure
+    return figure.update_yaxes(type="log", title=unit).update_layout(scattermode="group")
 
 
 def _whiskers(spreads: list[dict[str, float]]) -> dict[str, Any]:
@@ -108,8 +109,7 @@ def _overload(of: dict[str, Any]) -> go.Figure:
         y = [one["median"] for one in spreads]
         figure.add_bar(name=name, x=list(offered), y=y, error_y=_whiskers(spreads))
     figure.add_hline(y=of["peak_per_s"], line_dash="dot", annotation_text="peak")
-    figure.update_yaxes(title="calls/s", type="log")
-    return figure
+    return figure.update_yaxes(title="calls/s", rangemode="tozero")
 
 
 def _pages(of: dict[str, Any]) -> go.Figure:

@@ -7,6 +7,7 @@ it knows such a number, and all of its processes share the first processor, wher
 import contextlib
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -74,7 +75,9 @@ class Peer:
         """
         home = self.home(cache)
         stamp = home / "installed"
-        wanted = "\n".join((self.python, *self.pins))
+        # By version where it is the product's own, which lies elsewhere in another checkout.
+        python = f"Python {platform.python_version()}" if self.python == sys.executable else self.python
+        wanted = "\n".join((python, *self.pins))
         if not stamp.exists() or stamp.read_text() != wanted:
             shutil.rmtree(home, ignore_errors=True)
             home.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,7 @@
-"""`python -m benchmarks.batching`: what shared runs are worth to a small convolutional network in the executor lane.
+"""`python -m benchmarks.batching`: what shared runs are worth in the executor lane.
+
+To a small convolutional network (some 5 ms a picture), or with `--model dense` to wide layers, whose weights are read
+once a run.
 
 Sixteen callers in a closed loop, each asking again some 0.3 ms after its answer (the way through a connection), with
 three settings in alternating windows: `off` (every call runs alone), `greedy` (a run takes all that waits) and
@@ -11,9 +14,13 @@ import asyncio
 import json
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.convnet import network
 from inference.batching import Arrays, Batcher, Bounds
@@ -29,6 +36,31 @@ SETTINGS = {
     "adaptive": Bounds(MAX_BATCH_ROWS, MAX_WAIT_MS / 1000),
 }
 _THREADS = 32
+
+
+def dense() -> bytes:
+    """x FP32 [n, 64] -> y FP32 [n, 1]: three layers 2,048 wide, whose weights a run reads once for all its rows."""
+    chance = np.random.default_rng(7)
+    sizes = (64, 2048, 2048, 2048, 1)
+    nodes, weights, x = [], [], "x"
+    for layer, (before, after) in enumerate(pairwise(sizes)):
+        values = chance.normal(0, before**-0.5, (before, after)).astype(np.float32)
+        weights.append(numpy_helper.from_array(values, f"w{layer}"))
+        last = layer == len(sizes) - 2
+        nodes.append(helper.make_node("MatMul", [x, f"w{layer}"], ["y" if last else f"m{layer}"]))
+        if not last:
+            nodes.append(helper.make_node("Relu", [f"m{layer}"], [x := f"r{layer}"]))
+    graph = helper.make_graph(
+        nodes,
+        "dense",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])],
+        weights,
+    )
+    content: bytes = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9
+    ).SerializeToString()
+    return content
 
 
 class Greedy(CostModel):
@@ -117,10 +149,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="windows of each setting (20)")
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a window in seconds (1)")
     parser.add_argument("--callers", type=int, default=16)
+    parser.add_argument("--model", choices=("convnet", "dense"), default="convnet")
     parser.add_argument("--threads", type=int, default=1, help="runs at the same time (1)")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON to this file")
     arguments = parser.parse_args()
-    model = load_model(network(stages=((32, 1), (64, 1), (128, 1))))
+    model = load_model(dense() if arguments.model == "dense" else network(stages=((32, 1), (64, 1), (128, 1))))
     figures: dict[str, Any] = {}
     for callers in sorted({1, arguments.callers}):
         figures[f"{callers} callers"] = got = asyncio.run(

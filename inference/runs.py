@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -27,14 +28,17 @@ class Bounds:
     max_wait_s: float = MAX_WAIT_MS / 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The outputs of one call, how long it waited and computed, in seconds, and the rows of its (last) run."""
+class Answer(msgspec.Struct, frozen=True):
+    """The outputs of one call, how long it waited and computed, in seconds, and the rows of its (last) run.
+
+    `cached`: it was computed for another call.
+    """
 
     outputs: Arrays
     queue_s: float
     compute_s: float
     run_rows: int = 0
+    cached: bool = False
 
 
 @dataclass(slots=True, eq=False)

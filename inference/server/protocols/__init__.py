@@ -10,9 +10,9 @@ Every protocol module has the same two functions:
 `table.py` says under which paths each is spoken.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from inference.errors import InferenceError
@@ -24,20 +24,22 @@ Reply = tuple[bytes, list[tuple[bytes, bytes]], bytes]
 PICTURE_TYPES = frozenset({b"image/png", b"image/jpeg", b"image/jpg", b"application/dicom", b"application/x-image"})
 
 
-@dataclass(slots=True)
-class Call:
+# A struct is made in a third of the time that a dataclass takes; so are the other objects that each call makes.
+class Call(msgspec.Struct):
     """One decoded call: what the model is given, and what the encoder must remember to answer in the caller's form.
 
     `inputs`: arrays by input name with the signature's dtypes. `rows`: rows in the call, 1 where the model has no batch
     dimension. `client_id`: the id sent inside the body (V2 `id`), "" where none was. `pictures`: undecoded files, one a
     row; then `inputs` is empty until they are decoded. `style`: private to the protocol module that made the call.
+    `digest`: of version and inputs, b"" until a cache asks for it.
     """
 
     inputs: dict[str, np.ndarray]
     rows: int
     client_id: str = ""
-    pictures: list[bytes] = field(default_factory=list)
+    pictures: list[bytes] = []
     style: Any = None
+    digest: bytes = b""
 
 
 def content_type(headers: Headers) -> bytes:

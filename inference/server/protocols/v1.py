@@ -1,8 +1,9 @@
 """TensorFlow Serving's REST API: https://www.tensorflow.org/tfx/serving/api_rest, with named features and pictures."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from inference.contracts import Datatype, DeploymentRoute, VersionRoute
 from inference.errors import InferenceError
@@ -27,8 +28,7 @@ from inference.server.protocols.features import (
 _JSON = b"application/json"
 
 
-@dataclass(slots=True)
-class Style:
+class Style(msgspec.Struct):
     """How the call was written. `by_row`: `instances`, else `inputs`. `count`: how many instances it named."""
 
     by_row: bool

@@ -47,6 +47,7 @@ MEASURES = {
         throughput.bench,
         throughput.tables,
         lambda figures: throughput.limits("bench", figures),
+        seconds=5.0,
         options=(_ONLY,),
     ),
     "peers": Measure(

@@ -15,6 +15,8 @@ SCHEMA_VERSION = 1
 # Defaults of a deployment. More rows in a run gain little on a CPU and delay the first caller.
 MAX_BATCH_ROWS = 64
 MAX_WAIT_MS = 5.0
+# Calls of one deployment in progress in one serving process: a quarter of what the process lets in.
+MAX_IN_FLIGHT = 128
 
 
 class Frozen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -184,6 +186,8 @@ class DeploymentRoute(Frozen, frozen=True, kw_only=True):
     # for others while it could run (0: it shares with what waits already). See `inference.pacing`.
     max_batch_rows: int = MAX_BATCH_ROWS
     max_wait_ms: float = MAX_WAIT_MS
+    # Calls in progress at most in one serving process, waiting and running; a call that is answered at once is none.
+    max_in_flight: int = MAX_IN_FLIGHT
     # Set for a deployment that was retired: calls are answered 410.
     retired: bool = False
 
@@ -200,7 +204,7 @@ class AccessKey(Frozen, frozen=True, kw_only=True):
     """An API key as the data plane knows it: `digest` is the hex sha256 of the whole key. Times are Unix seconds.
 
     `deployments`: ids the key may call; None means every deployment of its team.
-    `rate_per_minute`: None means no limit.
+    `rate_per_minute`, `quota_per_day` (a day of UTC): None means no limit.
     """
 
     id: str
@@ -212,6 +216,7 @@ class AccessKey(Frozen, frozen=True, kw_only=True):
     revoked: bool = False
     test: bool = False
     rate_per_minute: int | None = None
+    quota_per_day: int | None = None
 
 
 class Access(Frozen, frozen=True, kw_only=True):

@@ -82,6 +82,7 @@ TABLE: dict[str, ErrorKind] = {
     "idempotency_conflict": ErrorKind(409, "This Idempotency-Key was used with another body."),
     "stale_revision": ErrorKind(409, "Someone else changed the split in between."),
     "rate_limited": ErrorKind(429, "The key's rate limit is reached.", retryable=True),
+    "quota_exceeded": ErrorKind(429, "The key's quota of calls for today (UTC) is used up.", retryable=True),
     "overloaded": ErrorKind(503, "Too many calls are in progress; nothing was computed.", retryable=True),
     "shutting_down": ErrorKind(503, "The process is stopping; another will answer.", retryable=True),
     "upstream_unavailable": ErrorKind(503, "The control plane does not answer right now.", retryable=True),

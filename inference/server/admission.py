@@ -1,28 +1,33 @@
-"""What is let in: bounds on calls and bytes in progress in this process, and rate limits of keys on this host."""
+"""What is let in: bounds on calls and bytes in progress in this process, and fair shares of them."""
 
-import fcntl
-import mmap
-import os
-import struct
-import time
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 
 from inference.errors import InferenceError
-from inference.limits import SLACK_S, WINDOW_S, Allowance, over_limit, spend
-from inference.server.auth import Caller
 
 MAX_CALLS = 512
 # Bodies being read or computed on. One body of the default cap of 64 MB always fits.
 MAX_BYTES = 512 * 1024 * 1024
 
 
+@dataclass(slots=True)
+class _Usage:
+    calls: int = 0
+    bytes: int = 0
+
+
 class Admission:
-    """Calls in progress. Full means a quick refusal with Retry-After, so that nobody waits in silence."""
+    """Calls in progress. Full means a quick refusal with Retry-After, so that nobody waits in silence.
+
+    A deployment has at most as many calls, and bytes of bodies, in progress as are still free for all. So one that
+    holds on to whatever it gets (a stalled model, slow bodies) leaves room for others: of N such deployments each has
+    one part in N + 1, and one part stays free (dynamic thresholds; Choudhury and Hahne 1998). The only call of a
+    deployment may bring as many bytes as there are.
+    """
 
     def __init__(self, *, max_calls: int = MAX_CALLS, max_bytes: int = MAX_BYTES) -> None:
         self._max_calls = max_calls
         self._max_bytes = max_bytes
+        self._usage: dict[str, _Usage] = {}
         self.calls = 0
         self.bytes = 0
         self.stopping = False
@@ -35,73 +40,45 @@ class Admission:
             raise InferenceError("overloaded", headers={"Retry-After": "1"})
         self.calls += 1
 
-    def hold(self, amount: int) -> None:
-        """Count body bytes in, to be given back to `leave`. Raises overloaded."""
-        if self.bytes + amount > self._max_bytes:
-            raise InferenceError("overloaded", headers={"Retry-After": "1"})
-        self.bytes += amount
+    def occupy(self, deployment: str, most: int, amount: int = 0) -> None:
+        """Count a call that entered, and `amount` bytes, to a deployment whose calls in progress are at most `most`.
 
-    def leave(self, held_bytes: int) -> None:
+        For calls that have to wait for anything. Raises overloaded, and then nothing was counted; else `leave` needs
+        the deployment.
+        """
+        usage = self._usage.get(deployment)
+        taken = usage.calls if usage is not None else 0
+        if taken >= most or taken > self._max_calls - self.calls:
+            raise InferenceError(
+                "overloaded",
+                "Too many calls of this deployment are in progress; nothing was computed.",
+                headers={"Retry-After": "1"},
+            )
+        if usage is None:
+            usage = _Usage()
+        self._hold(usage, amount, taken == 0)
+        usage.calls += 1
+        self._usage[deployment] = usage
+
+    def hold(self, deployment: str, amount: int) -> None:
+        """Count body bytes of a deployment's call in, to be given back to `leave`. Raises overloaded."""
+        usage = self._usage[deployment]
+        self._hold(usage, amount, usage.calls == 1)
+
+    def leave(self, deployment: str = "", held_bytes: int = 0) -> None:
         self.calls -= 1
+        if not deployment:
+            return
         self.bytes -= held_bytes
+        usage = self._usage[deployment]
+        usage.calls -= 1
+        usage.bytes -= held_bytes
+        if not usage.calls:
+            del self._usage[deployment]
 
-
-class RateLimits:
-    """Limits per key, shared by the processes of a host through one mapped file.
-
-    The arithmetic is that of `inference.limits`. Only limited keys pay for the file's lock.
-    """
-
-    _SLOT = struct.Struct("=8sd")
-    _SLOTS = 4096
-    _PROBES = 16
-
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock`: seconds, the same for all processes of the host, as the kernel's monotonic clock is."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._clock = clock
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if os.fstat(self._fd).st_size != self._SLOTS * self._SLOT.size:
-            os.ftruncate(self._fd, self._SLOTS * self._SLOT.size)
-        self._map = mmap.mmap(self._fd, self._SLOTS * self._SLOT.size)
-
-    def take(self, caller: Caller) -> Allowance | None:
-        """Use one call of the key's limit; None where it has none. Raises rate_limited with Retry-After."""
-        limit = caller.rate_per_minute
-        if limit is None:
-            return None
-        if limit <= 0:
-            raise over_limit(0, WINDOW_S)
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-        try:
-            return self._take(caller.digest[:8], limit, self._clock())
-        finally:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            self._map.close()
-            os.close(self._fd)
-            self._fd = -1
-
-    def _take(self, tag: bytes, limit: int, now: float) -> Allowance:
-        at, paid_back_at = self._find(tag, now)
-        if paid_back_at > now + WINDOW_S + SLACK_S:
-            # Written before the machine's last boot, when the clock began again.
-            paid_back_at = now
-        busy_s = spend(limit, paid_back_at - now)
-        self._SLOT.pack_into(self._map, at, tag, now + busy_s)
-        return Allowance.after(limit, busy_s)
-
-    def _find(self, tag: bytes, now: float) -> tuple[int, float]:
-        """(offset of the key's slot, its time); a new key takes the slot of its probe run that is free the longest."""
-        first = int.from_bytes(tag, "big")
-        best, best_time = 0, float("inf")
-        for probe in range(self._PROBES):
-            offset = (first + probe) % self._SLOTS * self._SLOT.size
-            held, paid_back_at = self._SLOT.unpack_from(self._map, offset)
-            if held == tag:
-                return offset, paid_back_at
-            if paid_back_at < best_time:
-                best, best_time = offset, paid_back_at
-        return best, now
+    def _hold(self, usage: _Usage, amount: int, alone: bool) -> None:
+        free = self._max_bytes - self.bytes
+        if amount > free or (not alone and usage.bytes + amount > free):
+            raise InferenceError("overloaded", headers={"Retry-After": "1"})
+        usage.bytes += amount
+        self.bytes += amount

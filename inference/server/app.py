@@ -13,11 +13,12 @@ from inference.registry import ArtifactStore, Registry
 from inference.routing import uuid7
 from inference.runtime.loading import load
 from inference.server.addresses import Address, Addresses, Kind, is_ours
-from inference.server.admission import Admission, RateLimits
+from inference.server.admission import Admission
 from inference.server.asking import Ask, Retries
 from inference.server.documents import Follower
 from inference.server.held import Holder
 from inference.server.jobs import JobLane
+from inference.server.limits import KeyLimits
 from inference.server.metrics import Metrics, render
 from inference.server.pictures import PictureRoom
 from inference.server.predict import Predictor, Rest, Whole, find_deployment
@@ -50,7 +51,7 @@ class App:
         self.registry = Registry(ArtifactStore(settings.artifacts), load)
         self.admission = Admission()
         self.refusals = Refusals(self.spool)
-        self._limits = RateLimits(settings.run / "rate-limits")
+        self._limits = KeyLimits(settings.run)
         self._pictures = PictureRoom()
         self._shadows = Shadows(self.spool, self.metrics, self._pictures)
         self._upstream = Upstream(settings.upstream, settings) if settings.upstream is not None else None
@@ -77,6 +78,7 @@ class App:
             holder=self.holder,
             registry=self.registry,
             metrics=self.metrics,
+            quotas=self._limits.quotas,
         )
         tasks = [asyncio.create_task(follower.run()), asyncio.create_task(self._tick())]
         for task in tasks:

@@ -40,7 +40,9 @@ class Ask:
         "held_bytes",
         "id",
         "idempotency_key",
+        "occupies",
         "pinned",
+        "rehearsal",
         "request_id",
         "started",
         "sticky_key",
@@ -66,6 +68,10 @@ class Ask:
         self.pinned = address.pinned
         self.unread = True
         self.held_bytes = 0
+        # The id of the deployment among whose calls in progress it is counted, see `Admission.occupy`.
+        self.occupies = ""
+        # What a test key asked to happen, see `inference.server.rehearsal`.
+        self.rehearsal = ""
         self.allowance: Allowance | None = None
         # Whether it is a job by now: how that ends is counted where the job ends.
         self.taken_on = False

@@ -5,6 +5,7 @@ from hashlib import sha256
 
 from inference.contracts import Access, AccessKey, DeploymentRoute, Scope, Source
 from inference.errors import InferenceError
+from inference.limits import policy_of
 
 _BEARER = b"bearer "
 # Ours are 50 characters; whatever is longer is no key and is not worth a hash.
@@ -26,6 +27,9 @@ class Caller:
     revoked: bool
     expires_at: float
     rate_per_minute: int | None
+    quota_per_day: int | None
+    # What is told of its limits, "" without any: see `inference.limits.policy_of`.
+    policy: str
     digest: bytes
     source: Source
 
@@ -43,6 +47,8 @@ class Caller:
             revoked=key.revoked,
             expires_at=float("inf") if key.expires_at is None else key.expires_at,
             rate_per_minute=key.rate_per_minute,
+            quota_per_day=key.quota_per_day,
+            policy=policy_of(key.rate_per_minute, key.quota_per_day),
             digest=bytes.fromhex(key.digest),
             source=Source.TEST if key.test else Source.LIVE,
         )
@@ -67,6 +73,7 @@ class AccessTable:
     def __init__(self, access: Access) -> None:
         self.generation = access.generation
         self._callers = {bytes.fromhex(key.digest): Caller.of(key) for key in access.keys}
+        self.with_quota = tuple(caller for caller in self._callers.values() if caller.quota_per_day is not None)
         # Metrics need a key with the scope `read` itself.
         self._readers = {bytes.fromhex(key.digest) for key in access.keys if Scope.READ in key.scopes}
         # Headers whose key was found, for as long as this document is in force: a look-up instead of a hash.

@@ -20,7 +20,9 @@ from inference.contracts import Access, Routes
 from inference.registry import Failure, Registry, served_versions
 from inference.server.auth import AccessTable
 from inference.server.held import HeldRoutes, Holder
+from inference.server.limits import Quotas
 from inference.server.metrics import Metrics
+from inference.server.usage import Usage
 from inference.snapshot import SnapshotRejectedError, open_access, open_routes
 
 _log = logging.getLogger(__name__)
@@ -85,7 +87,15 @@ class Follower:
     """Keeps `holder` at what is published. One per process; `run` until cancelled, then `leave`."""
 
     def __init__(
-        self, *, database_url: str, secret: bytes, home: Path, holder: Holder, registry: Registry, metrics: Metrics
+        self,
+        *,
+        database_url: str,
+        secret: bytes,
+        home: Path,
+        holder: Holder,
+        registry: Registry,
+        metrics: Metrics,
+        quotas: Quotas,
     ) -> None:
         """`home`: the folder in which the last documents are kept (home/run/documents)."""
         # Process
@@ -96,6 +106,7 @@ class Follower:
         self._holder = holder
         self._registry = registry
         self._metrics = metrics
+        self._usage = Usage(quotas)
         # What is held and reported
         self._active = Routes(generation=0)
         self._prepared: Routes | None = None
@@ -168,6 +179,8 @@ class Follower:
     async def _beat(self, connection: Connection) -> None:
         while True:
             await self._report(connection)
+            async with self._lock:
+                await self._usage.exchange(connection, self._holder.access.with_quota)
             await asyncio.sleep(POLL_S)
 
     async def _follow(

@@ -1,5 +1,6 @@
 """The hot path: one prediction call from its headers to its answer, on one screen in `Predictor.at_once`."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -9,22 +10,25 @@ from typing import Any
 
 from inference import capture
 from inference.batching import Answer
-from inference.contracts import DeploymentRoute, Lane, SpoolRecord
+from inference.contracts import DeploymentRoute, Lane, Source, SpoolRecord
 from inference.errors import InferenceError
+from inference.limits import Allowance
 from inference.registry import cells_of
 from inference.server.addresses import Address
-from inference.server.admission import Admission, RateLimits
+from inference.server.admission import Admission
 from inference.server.aside import LARGE_BYTES, Aside
 from inference.server.asking import Ask, Retries
 from inference.server.auth import Caller
 from inference.server.held import HeldDeployment, HeldRoutes, HeldVersion, Holder
 from inference.server.jobs import JobLane
+from inference.server.limits import KeyLimits
 from inference.server.lines import Lines
 from inference.server.metrics import Metrics
 from inference.server.pictures import PictureRoom
 from inference.server.protocols import Call, Headers
 from inference.server.protocols.table import PROTOCOLS
 from inference.server.refusals import Refusals
+from inference.server.rehearsal import HEADER, SLOW_S, rehearse
 from inference.server.replies import (
     ClientGoneError,
     HeaderList,
@@ -56,7 +60,7 @@ class Predictor:
 
     holder: Holder
     admission: Admission
-    limits: RateLimits
+    limits: KeyLimits
     spool: SpoolWriter
     metrics: Metrics
     refusals: Refusals
@@ -86,9 +90,14 @@ class Predictor:
             call: Call = PROTOCOLS[address.protocol].decode(body, headers, route, version.route)
             _accept(ask, call, route)
             model = version.model
-            if model is None or call.pictures or model.lane(route.lane, cells_of(call.inputs)) is not Lane.INLINE:
-                self.admission.hold(len(body))
-                ask.held_bytes = len(body)
+            if (
+                model is None
+                or call.pictures
+                or ask.rehearsal
+                or model.lane(route.lane, cells_of(call.inputs)) is not Lane.INLINE
+            ):
+                self.admission.occupy(route.id, route.max_in_flight, len(body))
+                ask.occupies, ask.held_bytes = route.id, len(body)
                 admitted = False
                 return partial(self._rest, ask, routes, call, body)
             answer = model.run_inline(call.inputs)
@@ -100,7 +109,7 @@ class Predictor:
             return self._refusal(ask, InferenceError("internal"))
         finally:
             if admitted:
-                self.admission.leave(0)
+                self.admission.leave()
 
     def _begin(self, ask: Ask, routes: HeldRoutes) -> HeldDeployment:
         """Authenticate, find the deployment, check rights and limit, read the headers. Raises InferenceError."""
@@ -110,6 +119,8 @@ class Predictor:
         require_rights(caller, ask)
         ask.allowance = self.limits.take(caller)
         ask.read_headers()
+        if caller.source is Source.TEST and (outcome := ask.headers.get(HEADER)) is not None:
+            rehearse(ask, outcome)
         return deployment
 
     def _finish(
@@ -174,7 +185,11 @@ class Predictor:
     async def _guarded(self, ask: Ask, work: Coroutine[Any, Any, None], receive: Receive, send: Send) -> None:
         """Whatever becomes of an admitted call."""
         try:
-            await work
+            try:
+                await work
+            finally:
+                # Before a refusal is sent, which may take a moment where the body is still coming.
+                self.admission.leave(ask.occupies, ask.held_bytes)
         except InferenceError as error:
             await self._refuse(ask, error, receive, send)
         except ClientGoneError:
@@ -182,13 +197,13 @@ class Predictor:
         except Exception:  # boundary: as in `at_once`
             _log.exception("prediction failed: request %s", ask.request_id)
             await self._refuse(ask, InferenceError("internal"), receive, send)
-        finally:
-            self.admission.leave(ask.held_bytes)
 
     async def _read_and_answer(self, ask: Ask, receive: Receive, send: Send) -> None:
         routes = self.holder.routes
         deployment = self._begin(ask, routes)
         route = deployment.route
+        self.admission.occupy(route.id, route.max_in_flight)
+        ask.occupies = route.id
         body = await self._read(ask, route.max_body_bytes, receive)
         ask.unread = False
         version = ask.version = choose_version(deployment, ask.address, ask.routing_key)
@@ -204,6 +219,11 @@ class Predictor:
     async def _go_on(self, ask: Ask, routes: HeldRoutes, call: Call, body: bytes, receive: Receive, send: Send) -> None:
         """From the decoded call to the end of its answer. Raises InferenceError and ClientGoneError."""
         deployment, version = ask.chosen()
+        if ask.rehearsal:
+            slow_s = max(0.0, min(SLOW_S, ask.deadline - monotonic()))
+            await unless_gone(receive, asyncio.sleep(slow_s))
+            # The log keeps the time that the call itself took.
+            ask.started += slow_s
         if deployment.route.lane is Lane.JOB:
             protocol = PROTOCOLS[ask.address.protocol]
             await self.jobs.answer(ask, deployment, version, protocol, call, body, receive, send)
@@ -217,7 +237,7 @@ class Predictor:
         """The body as it arrives, its bytes counted in. Raises as `read_body`."""
 
         def hold(amount: int) -> None:
-            self.admission.hold(amount)
+            self.admission.hold(ask.occupies, amount)
             ask.held_bytes += amount
 
         return await read_body(receive, ask.headers, cap, ask.deadline, hold)
@@ -248,12 +268,19 @@ class Predictor:
 
     def _refusal(self, ask: Ask, error: InferenceError) -> Whole:
         """The answer to a refused call, which is counted and logged."""
-        self._count(ask, error.code)
+        self._count(ask, "rehearsed" if ask.rehearsal else error.code)
         if not ask.taken_on:
             self.refusals.note(ask.refusal(error))
-        if ask.allowance is not None:
-            error.headers = {**error.headers, **ask.allowance.named}
+        if "RateLimit-Limit" not in error.headers and (left := ask.allowance or self._left(ask)) is not None:
+            error.headers = {**error.headers, **left.named}
         return error.status, error_headers(error, ask.request_id), error_body(error, ask.request_id)
+
+    def _left(self, ask: Ask) -> Allowance | None:
+        """What is left to the key of a call that was refused before it was counted."""
+        try:
+            return self.limits.look(ask.caller or self.holder.access.find(ask.headers.get(b"authorization")))
+        except InferenceError:
+            return None
 
     async def _refuse(self, ask: Ask, error: InferenceError, receive: Receive, send: Send) -> None:
         whole = self._refusal(ask, error)

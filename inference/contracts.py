@@ -15,6 +15,7 @@ SCHEMA_VERSION = 1
 # Defaults of a deployment. More rows in a run gain little on a CPU and delay the first caller.
 MAX_BATCH_ROWS = 64
 MAX_WAIT_MS = 5.0
+CACHE_BYTES = 16 * 1024 * 1024
 # Calls of one deployment in progress in one serving process: a quarter of what the process lets in.
 MAX_IN_FLIGHT = 128
 
@@ -186,6 +187,10 @@ class DeploymentRoute(Frozen, frozen=True, kw_only=True):
     # for others while it could run (0: it shares with what waits already). See `inference.pacing`.
     max_batch_rows: int = MAX_BATCH_ROWS
     max_wait_ms: float = MAX_WAIT_MS
+    # Seconds for which an answer may be given again to the same input (0: it never is), and bytes of answers that a
+    # process keeps. See `inference.server.cache`.
+    cache_ttl_s: float = 0.0
+    cache_bytes: int = CACHE_BYTES
     # Calls in progress at most in one serving process, waiting and running; a call that is answered at once is none.
     max_in_flight: int = MAX_IN_FLIGHT
     # Set for a deployment that was retired: calls are answered 410.
@@ -278,6 +283,8 @@ class SpoolFacts(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"sche
     # Per picture: width, height, mean, std, sha256 of the stored bytes; never the picture.
     pictures: list[dict[str, Any]] = []
     warnings: list[str] = []
+    # The answer had been computed for an earlier call.
+    cached: bool = False
     schema: int = SCHEMA_VERSION
 
 

@@ -19,6 +19,7 @@ import psycopg
 from inference.contracts import Access, Routes
 from inference.registry import Failure, Registry, served_versions
 from inference.server.auth import AccessTable
+from inference.server.cache import Caches
 from inference.server.held import HeldRoutes, Holder
 from inference.server.limits import Quotas
 from inference.server.metrics import Metrics
@@ -107,6 +108,7 @@ class Follower:
         self._registry = registry
         self._metrics = metrics
         self._usage = Usage(quotas)
+        self._caches = Caches(metrics)
         # What is held and reported
         self._active = Routes(generation=0)
         self._prepared: Routes | None = None
@@ -272,7 +274,7 @@ class Follower:
         for version, failure in failures.items():
             _log.error("version %s does not load: %s", version, failure.reason)
         self._retry_at = asyncio.get_running_loop().time() + _RETRY_LOAD_S if failures else float("inf")
-        self._holder.routes = HeldRoutes.of(routes, self._registry, self._metrics)
+        self._holder.routes = HeldRoutes.of(routes, self._registry, self._metrics, self._caches)
         self._active = routes
         if self._prepared is not None and self._prepared.generation <= routes.generation:
             self._prepared = None

@@ -9,12 +9,16 @@ from inference.errors import InferenceError
 from inference.registry import LoadedModel, Registry
 from inference.routing import Split
 from inference.server.auth import AccessTable
+from inference.server.cache import Caches, VersionCache
 from inference.server.metrics import Counter, Histogram, Metrics
 
 
 @dataclass(frozen=True, slots=True)
 class HeldVersion:
-    """A version of a deployment; `model` is None while it is not loaded here, and for job lanes."""
+    """A version of a deployment; `model` is None while it is not loaded here, and for job lanes.
+
+    `cache`: None where the deployment keeps no answers.
+    """
 
     route: VersionRoute
     model: LoadedModel | None
@@ -26,6 +30,7 @@ class HeldVersion:
     wait_seconds: Histogram
     run_rows: Histogram
     bounds: Bounds
+    cache: VersionCache | None
 
     def loaded(self) -> LoadedModel:
         """The model. Raises InferenceError version_not_ready."""
@@ -77,22 +82,26 @@ class HeldRoutes:
     deployments: dict[str, HeldDeployment] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, routes: Routes, registry: Registry, metrics: Metrics) -> "HeldRoutes":
-        return cls(
-            routes.generation, {route.name: _deployment(route, registry, metrics) for route in routes.deployments}
-        )
+    def of(cls, routes: Routes, registry: Registry, metrics: Metrics, caches: Caches) -> "HeldRoutes":
+        """Of routes that are to be served from now on: `caches` forgets what is not among them."""
+        caches.hold(routes.deployments)
+        held = {route.name: _deployment(route, registry, metrics, caches) for route in routes.deployments}
+        return cls(routes.generation, held)
 
 
-def _deployment(route: DeploymentRoute, registry: Registry, metrics: Metrics) -> HeldDeployment:
-    versions = {number: _version(route, version, registry, metrics) for number, version in route.versions.items()}
+def _deployment(route: DeploymentRoute, registry: Registry, metrics: Metrics, caches: Caches) -> HeldDeployment:
+    versions = {number: _version(route, each, registry, metrics, caches) for number, each in route.versions.items()}
     return HeldDeployment(route, Split.of(route), versions, b"%d" % route.revision)
 
 
-def _version(route: DeploymentRoute, version: VersionRoute, registry: Registry, metrics: Metrics) -> HeldVersion:
+def _version(
+    route: DeploymentRoute, version: VersionRoute, registry: Registry, metrics: Metrics, caches: Caches
+) -> HeldVersion:
     name, number = route.name, version.number
+    model = registry.get(version.artifact_sha256)
     return HeldVersion(
         route=version,
-        model=registry.get(version.artifact_sha256),
+        model=model,
         number_header=b"%d" % number,
         calls=metrics.counter("signalbox_calls_total", deployment=name, version=number, code="ok"),
         rows=metrics.counter("signalbox_rows_total", deployment=name, version=number),
@@ -101,6 +110,7 @@ def _version(route: DeploymentRoute, version: VersionRoute, registry: Registry, 
         wait_seconds=metrics.histogram("signalbox_batch_wait_seconds", deployment=name, version=number),
         run_rows=metrics.histogram("signalbox_batch_rows", deployment=name, version=number),
         bounds=Bounds(route.max_batch_rows, route.max_wait_ms / 1000),
+        cache=caches.of(route, version) if model is not None else None,
     )
 
 

@@ -22,7 +22,7 @@ _MOST_CELLS = 2048
 _GAP = cast(Any, msgspec.Raw(b"%b"))
 
 Array = npt.NDArray[Any]
-_Key = tuple[str, str, str, int, bool, bool]
+_Key = tuple[str, str, str, int, bool, bool, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,8 @@ class Lines:
             return None
         [tensor] = inputs.values()
         payload = capture.keeps_payload(record.id, deployment.capture)
-        key = (record.key_id, deployment.id, version.id, record.routes_generation, record.pinned, payload)
+        ids = record.key_id, deployment.id, version.id, record.routes_generation
+        key = (*ids, record.pinned, payload, record.cached)
         template = self._templates.get(key)
         if template is None or template.version is not version:
             if len(self._templates) >= _MOST:

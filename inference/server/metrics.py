@@ -41,12 +41,15 @@ COUNTERS = {
     "signalbox_calls_total": "Prediction calls by outcome code.",
     "signalbox_rows_total": "Rows predicted.",
     "signalbox_shadows_dropped_total": "Shadow copies that were not run because the process was busy.",
+    "signalbox_cache_hits_total": "Calls answered with what was computed for an earlier one.",
+    "signalbox_cache_misses_total": "Calls computed although their deployment keeps answers.",
     "signalbox_spool_bytes_total": "Bytes appended to the spool.",
     _DROPPED: "Updates of series that did not fit the process's table.",
 }
 GAUGES = {
     "signalbox_in_flight": "Calls in progress.",
     "signalbox_waiting": "Calls that wait for a run of the executor lane.",
+    "signalbox_cache_bytes": "Bytes of answers that are kept.",
     "signalbox_access_generation": "Generation of the access document in force, per process.",
     "signalbox_routes_generation": "Generation of the routes document in force, per process.",
 }

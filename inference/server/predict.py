@@ -89,18 +89,22 @@ class Predictor:
             version = ask.version = choose_version(deployment, address, ask.routing_key)
             call: Call = PROTOCOLS[address.protocol].decode(body, headers, route, version.route)
             _accept(ask, call, route)
-            model = version.model
-            if (
-                model is None
-                or call.pictures
-                or ask.rehearsal
-                or model.lane(route.lane, cells_of(call.inputs)) is not Lane.INLINE
-            ):
-                self.admission.occupy(route.id, route.max_in_flight, len(body))
-                ask.occupies, ask.held_bytes = route.id, len(body)
-                admitted = False
-                return partial(self._rest, ask, routes, call, body)
-            answer = model.run_inline(call.inputs)
+            model, cache = version.model, version.cache
+            answer = None if cache is None or call.pictures or ask.rehearsal else cache.find(call)
+            if answer is None:
+                if (
+                    model is None
+                    or call.pictures
+                    or ask.rehearsal
+                    or model.lane(route.lane, cells_of(call.inputs)) is not Lane.INLINE
+                ):
+                    self.admission.occupy(route.id, route.max_in_flight, len(body))
+                    ask.occupies, ask.held_bytes = route.id, len(body)
+                    admitted = False
+                    return partial(self._rest, ask, routes, call, body)
+                answer = model.run_inline(call.inputs)
+                if cache is not None:
+                    cache.keep(call, answer)
             return 200, *self._finish(ask, routes, call, body, ask.record(), answer)
         except InferenceError as error:
             return self._refusal(ask, error)
@@ -132,6 +136,9 @@ class Predictor:
         # Encoded before it is spooled: what cannot be encoded is a refusal, and would else stand twice in the log.
         protocol = PROTOCOLS[ask.address.protocol]
         content_type, extra, content = protocol.encode(call, answer.outputs, route, version.route, ask.id)
+        if version.cache is not None and not ask.rehearsal:
+            record.cached = answer.cached
+            extra = [*extra, version.cache.count(answer)]
         record.routes_generation = routes.generation
         if ask.idempotency_key:
             record.retry_of = self.retries.first_of(ask, route.id, body)
@@ -162,7 +169,8 @@ class Predictor:
         version.calls.add()
         version.rows.add(call.rows)
         version.seconds.observe(seconds)
-        version.compute_seconds.observe(answer.compute_s)
+        if not answer.cached:
+            version.compute_seconds.observe(answer.compute_s)
         if deployment.split.shadow:
             self.shadows.start(ask, deployment, version, ask.routing_key, protocol, call, body)
         return headers, content
@@ -261,10 +269,20 @@ class Predictor:
             call.inputs = {version.route.signature.inputs[0].name: decoded.tensor}
             record.pictures = decoded.stats
             record.warnings = decoded.warnings
+        cache = None if ask.rehearsal else version.cache
+        if cache is not None:
+            if not call.digest and sum(array.nbytes for array in call.inputs.values()) > LARGE_BYTES:
+                call.digest = await self.aside.run(cache.digest, call.inputs)
+            if (kept := cache.find(call)) is not None:
+                return kept
         lane = record.lane = model.lane(deployment.route.lane, cells_of(call.inputs))
         if lane is Lane.INLINE:
-            return model.run_inline(call.inputs)
-        return await unless_gone(receive, version.run_batched(call.inputs, call.rows, ask.deadline))
+            answer = model.run_inline(call.inputs)
+            if cache is not None:
+                cache.keep(call, answer)
+            return answer
+        run = partial(version.run_batched, call.inputs, call.rows, ask.deadline)
+        return await unless_gone(receive, run() if cache is None else cache.share(call, ask.deadline, run))
 
     def _refusal(self, ask: Ask, error: InferenceError) -> Whole:
         """The answer to a refused call, which is counted and logged."""

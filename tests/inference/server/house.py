@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -26,6 +27,7 @@ from inference.contracts import (
 from inference.runtime.onnx import load_model
 from inference.server.app import App
 from inference.server.auth import AccessTable
+from inference.server.cache import Caches, Clock
 from inference.server.held import HeldRoutes
 from inference.server.settings import Settings
 from inference.spool import SpoolReader
@@ -117,6 +119,7 @@ class House:
     home: Path
     app: App
     client: httpx.AsyncClient
+    caches: Caches
     access: Access = field(default_factory=lambda: Access(generation=1, keys=KEYS))
 
     async def hold(self, *deployments: DeploymentRoute, generation: int = 1) -> dict[str, Any]:
@@ -124,7 +127,7 @@ class House:
         routes = Routes(generation=generation, deployments=deployments)
         failures = await self.app.registry.prepare(routes)
         self.app.holder.access = AccessTable(self.access)
-        self.app.holder.routes = HeldRoutes.of(routes, self.app.registry, self.app.metrics)
+        self.app.holder.routes = HeldRoutes.of(routes, self.app.registry, self.app.metrics, self.caches)
         self.app.registry.keep([routes])
         self.app.holder.ready = True
         return dict(failures)
@@ -155,13 +158,13 @@ def settings_of(home: Path, **fields: Any) -> Settings:
 
 
 @asynccontextmanager
-async def open_house(home: Path, **settings: Any) -> AsyncIterator[House]:
+async def open_house(home: Path, clock: Clock = monotonic, **settings: Any) -> AsyncIterator[House]:
     """A house with nothing deployed yet."""
     app = App(settings_of(home, **settings))
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=True)  # type: ignore[arg-type]  # httpx's type of an app is narrower
     async with httpx.AsyncClient(transport=transport, base_url="http://signalbox") as client:
         try:
-            yield House(home, app, client)
+            yield House(home, app, client, Caches(app.metrics, clock))
         finally:
             await app.stop()
 

@@ -1,0 +1,461 @@
+"""Kept answers: what is found again, for how long, within which budget, and by whom."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from inference.contracts import Lane, Source
+from inference.errors import InferenceError
+from inference.runs import Answer
+from inference.server.cache import Caches, ResponseCache, VersionCache, digest_of
+from inference.server.metrics import Metrics
+from inference.server.protocols import Call
+from tests.inference import toys
+from tests.inference.server.house import (
+    OUTSIDER,
+    TESTER,
+    House,
+    deployment,
+    linear,
+    open_house,
+    version,
+    with_fields,
+)
+from tests.inference.server.test_metrics import lines
+
+pytestmark = pytest.mark.unit
+
+TTL_S = 60.0
+ROOM = 1 << 20
+V2 = "/v2/models/toy/infer"
+
+
+class FakeClock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def array(*values: float) -> Any:
+    return np.array([values], np.float32)
+
+
+def call_of(*values: float) -> Call:
+    return Call({"x": array(*values)}, 1)
+
+
+def answer_of(*values: float) -> Answer:
+    return Answer({"y": array(*values)}, 0.001, 0.002)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def caches(tmp_path: Path, clock: FakeClock) -> Caches:
+    return Caches(Metrics(tmp_path / "metrics"), clock)
+
+
+def cache_of(caches: Caches, home: Path, **settings: Any) -> VersionCache:
+    """The cache of version 1 of one deployment that keeps answers."""
+    route = deployment(linear(home), **{"cache_ttl_s": TTL_S, "cache_bytes": ROOM, **settings})
+    caches.hold([route])
+    found = caches.of(route, route.versions[1])
+    assert found is not None
+    return found
+
+
+def keep(cache: VersionCache, number: float) -> Call:
+    """Keep an answer to a call that was looked for in vain."""
+    call = call_of(number)
+    assert cache.find(call) is None
+    cache.keep(call, answer_of(number))
+    return call
+
+
+# -- what is kept
+
+
+def test_a_kept_answer_is_found_and_took_no_time(caches: Caches, tmp_path: Path) -> None:
+    cache = cache_of(caches, tmp_path)
+    keep(cache, 4)
+    found = cache.find(call_of(4))
+    assert found is not None
+    assert found.outputs["y"].tolist() == [[4.0]]
+    assert (found.cached, found.queue_s, found.compute_s) == (True, 0.0, 0.0)
+    assert cache.find(call_of(5)) is None
+
+
+def test_what_is_kept_is_a_copy_that_cannot_be_written_to(caches: Caches, tmp_path: Path) -> None:
+    cache, call, run = cache_of(caches, tmp_path), call_of(1), np.zeros((100, 1), np.float32)
+    cache.find(call)
+    cache.keep(call, Answer({"y": run[3:4]}, 0.0, 0.0))
+    run[:] = 9
+    found = cache.find(call)
+    assert found is not None
+    kept = found.outputs["y"]
+    assert kept.tolist() == [[0.0]]
+    assert kept.base is None
+    assert not kept.flags.writeable
+
+
+def test_an_answer_expires_from_when_it_was_computed(caches: Caches, tmp_path: Path, clock: FakeClock) -> None:
+    cache = cache_of(caches, tmp_path)
+    call = keep(cache, 1)
+    clock.now += TTL_S - 0.001
+    assert cache.find(call) is not None
+    clock.now += 0.001
+    assert cache.find(call) is None
+    assert len(cache.store) == cache.store.size == 0
+
+
+def test_the_least_recently_used_makes_room(caches: Caches, tmp_path: Path) -> None:
+    cache = cache_of(caches, tmp_path)
+    keep(cache, 1)
+    cache = cache_of(caches, tmp_path, cache_bytes=3 * cache.store.size)
+    one, two, three = keep(cache, 1), keep(cache, 2), keep(cache, 3)
+    cache.find(one)
+    keep(cache, 4)
+    assert [cache.find(call) is not None for call in (one, two, three)] == [True, False, True]
+
+
+def test_no_more_than_the_budget_is_ever_held(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path)
+    store = ResponseCache(TTL_S, 64 * 1024, metrics.counter("signalbox_cache_bytes", deployment="toy"))
+    dice = np.random.default_rng(7)
+    texts = np.array([["a" * 500, "ü" * 300]], object)
+    for _ in range(500):
+        numbers = np.zeros((1, int(dice.integers(0, 8_000))), np.float32)
+        store.keep(dice.bytes(32), {"y": numbers, "words": texts}, None)  # type: ignore[arg-type]  # of no version
+        assert len(store) > 0
+        assert store.size <= 64 * 1024
+        [held] = [value for series, value in lines(tmp_path).items() if series.startswith("signalbox_cache_bytes")][:1]
+        assert held == store.size
+
+
+def test_an_answer_larger_than_the_budget_is_not_kept_and_pushes_nothing_out(caches: Caches, tmp_path: Path) -> None:
+    cache = cache_of(caches, tmp_path, cache_bytes=64 * 1024)
+    small, large = keep(cache, 1), call_of(2)
+    cache.find(large)
+    cache.keep(large, Answer({"y": np.zeros(20_000, np.float32)}, 0.0, 0.0))
+    assert cache.find(large) is None
+    assert cache.find(small) is not None
+
+
+# -- what is the same question
+
+
+def test_text_is_the_same_as_str_and_as_utf8(tmp_path: Path) -> None:
+    route = linear(tmp_path)
+    as_text = {"w": np.array(["über", "a"], object)}
+    as_bytes = {"w": np.array(["über".encode(), b"a"], object)}
+    assert digest_of(route, as_text) == digest_of(route, as_bytes)
+    assert digest_of(route, {"w": np.array(["\ud800"], object)}) != digest_of(route, as_text)
+
+
+def test_the_order_of_inputs_and_of_memory_does_not_matter(tmp_path: Path) -> None:
+    route, table = linear(tmp_path), np.arange(6, dtype=np.float32).reshape(2, 3)
+    transposed = np.asfortranarray(table)
+    assert digest_of(route, {"a": table, "b": table}) == digest_of(route, {"b": transposed, "a": transposed})
+
+
+OTHERS: list[dict[str, Any]] = [
+    {"x": np.array([[1, 2, 3, 4]], np.float32)},
+    {"x": np.array([[1, 2], [3, 5]], np.float32)},
+    {"x": np.array([[1, 2], [3, 4]], np.float64)},
+    {"x": np.array([[1, 2], [3, 4]], np.int32)},
+    {"z": np.array([[1, 2], [3, 4]], np.float32)},
+    {"x": np.array([[1, 2], [3, 4]], np.float32), "y": np.zeros(0, np.float32)},
+    {"x": np.array([[1, 2], [3, 4]], np.float32).astype(object).astype(str).astype(object)},
+]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_another_name_shape_type_or_number_is_another_question(tmp_path: Path, other: dict[str, Any]) -> None:
+    route = linear(tmp_path)
+    digest = digest_of(route, {"x": np.array([[1, 2], [3, 4]], np.float32)})
+    assert digest != digest_of(route, other)
+    assert digest == digest_of(route, {"x": np.array([[1, 2], [3, 4]], np.float32)})
+
+
+def test_texts_that_read_alike_in_a_row_are_told_apart(tmp_path: Path) -> None:
+    route = linear(tmp_path)
+    digests = {digest_of(route, {"w": np.array(words, object)}) for words in (["ab", "c"], ["a", "bc"], ["abc", ""])}
+    assert len(digests) == 3
+
+
+# -- whose it is
+
+
+def test_deployments_and_versions_do_not_answer_for_each_other(caches: Caches, tmp_path: Path) -> None:
+    two = version(tmp_path, 2, toys.linear_regression())
+    mine = deployment(linear(tmp_path), two, cache_ttl_s=TTL_S)
+    theirs = deployment(linear(tmp_path), two, id="d-other", name="other", cache_ttl_s=TTL_S)
+    caches.hold([mine, theirs])
+    found = [caches.of(route, each) for route in (mine, theirs) for each in route.versions.values()]
+    kept = [cache for cache in found if cache is not None]
+    assert len(kept) == 4
+    keep(kept[0], 1)
+    assert [cache.find(call_of(1)) is not None for cache in kept] == [True, False, False, False]
+
+
+def test_what_does_not_concern_a_deployment_leaves_its_answers(caches: Caches, tmp_path: Path) -> None:
+    cache = cache_of(caches, tmp_path)
+    call = keep(cache, 1)
+    route = deployment(linear(tmp_path), live={1: 10_000}, cache_ttl_s=TTL_S, cache_bytes=ROOM, max_rows=5)
+    caches.hold([route, deployment(linear(tmp_path), id="d-new", name="new")])
+    assert caches.of(route, route.versions[1]) is cache
+    assert cache.find(call) is not None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"cache_ttl_s": 5.0}, {"cache_bytes": ROOM * 2}, {"cache_ttl_s": 0.0}, {"retired": True}, {"lane": Lane.JOB}],
+)
+def test_another_setting_empties_it(caches: Caches, tmp_path: Path, change: dict[str, Any]) -> None:
+    cache = cache_of(caches, tmp_path)
+    call = keep(cache, 1)
+    settings = {"cache_ttl_s": TTL_S, "cache_bytes": ROOM, **change}
+    caches.hold([with_fields(deployment(linear(tmp_path)), **settings)])
+    assert cache.find(call) is None
+    assert cache.store.size == 0
+    # A call that was under way meanwhile keeps nothing any more.
+    cache.keep(call, answer_of(1))
+    assert cache.find(call) is None
+
+
+def test_a_version_that_leaves_takes_its_answers_with_it(caches: Caches, tmp_path: Path) -> None:
+    one, two = linear(tmp_path), version(tmp_path, 2, toys.linear_regression())
+    settings: dict[str, Any] = {"cache_ttl_s": TTL_S}
+    both = deployment(one, two, **settings)
+    caches.hold([both])
+    first, second = caches.of(both, one), caches.of(both, two)
+    assert first is not None
+    assert second is not None
+    calls = keep(first, 1), keep(second, 1)
+    caches.hold([deployment(one, **settings)])
+    assert first.find(calls[0]) is not None
+    assert second.find(calls[1]) is None
+    assert len(first.store) == 1
+
+
+# -- calls that are alike at the same time
+
+
+class Runs:
+    """Runs that end when a test says so."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.gate = asyncio.Event()
+        self.cancelled = 0
+        self.error: InferenceError | None = None
+
+    async def __call__(self) -> Answer:
+        self.begun += 1
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        return answer_of(7)
+
+    def asked(self, cache: VersionCache, deadline_s: float = 60.0) -> "asyncio.Task[Answer]":
+        call = call_of(1)
+        assert cache.find(call) is None
+        loop = asyncio.get_running_loop()
+        return loop.create_task(cache.share(call, loop.time() + deadline_s, self))
+
+
+async def turns(count: int = 5) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_calls_that_are_alike_share_a_run(caches: Caches, tmp_path: Path) -> None:
+    cache, runs = cache_of(caches, tmp_path), Runs()
+    asked = [runs.asked(cache) for _ in range(5)]
+    await turns()
+    runs.gate.set()
+    answers = await asyncio.gather(*asked)
+    assert runs.begun == 1
+    assert [answer.outputs["y"].tolist() for answer in answers] == [[[7.0]]] * 5
+    assert [answer.cached for answer in answers] == [False, True, True, True, True]
+    assert cache.find(call_of(1)) is not None
+
+
+async def test_the_run_goes_on_when_who_began_it_leaves(caches: Caches, tmp_path: Path) -> None:
+    cache, runs = cache_of(caches, tmp_path), Runs()
+    first, second = runs.asked(cache), runs.asked(cache)
+    await turns()
+    first.cancel()
+    await turns()
+    runs.gate.set()
+    assert (await second).cached
+    assert (runs.begun, runs.cancelled) == (1, 0)
+
+
+async def test_the_run_ends_when_nobody_waits_and_a_newcomer_has_its_own(caches: Caches, tmp_path: Path) -> None:
+    cache, runs = cache_of(caches, tmp_path), Runs()
+    gone = [runs.asked(cache), runs.asked(cache)]
+    await turns()
+    for task in gone:
+        task.cancel()
+    newcomer = runs.asked(cache)
+    await turns()
+    assert (runs.begun, runs.cancelled) == (2, 1)
+    runs.gate.set()
+    assert not (await newcomer).cached
+
+
+async def test_a_failure_is_not_kept_and_is_nobody_elses(caches: Caches, tmp_path: Path) -> None:
+    cache, runs = cache_of(caches, tmp_path), Runs()
+    runs.error = InferenceError("overloaded")
+    first, second = runs.asked(cache), runs.asked(cache)
+    await turns()
+    runs.gate.set()
+    for task in (first, second):
+        with pytest.raises(InferenceError) as refused:
+            await task
+        assert refused.value.code == "overloaded"
+    assert runs.begun == 2
+    assert cache.find(call_of(1)) is None
+    runs.error = None
+    assert not (await runs.asked(cache)).cached
+
+
+async def test_a_deadline_is_the_callers_own(caches: Caches, tmp_path: Path) -> None:
+    cache, runs = cache_of(caches, tmp_path), Runs()
+    patient, hurried = runs.asked(cache), runs.asked(cache, deadline_s=0.0)
+    with pytest.raises(InferenceError) as refused:
+        await hurried
+    assert refused.value.code == "deadline_exceeded"
+    runs.gate.set()
+    assert not (await patient).cached
+
+
+# -- through the application
+
+
+@pytest.fixture
+async def house(tmp_path: Path, clock: FakeClock) -> AsyncIterator[House]:
+    async with open_house(tmp_path, clock) as opened:
+        await opened.hold(deployment(linear(tmp_path), cache_ttl_s=TTL_S))
+        yield opened
+
+
+async def test_a_hit_is_a_prediction_of_its_own(house: House, clock: FakeClock) -> None:
+    first, second = await house.post(), await house.post(X_Client_Id="mine")
+    assert [answer.headers["x-cache"] for answer in (first, second)] == ["miss", "hit"]
+    assert first.json() == second.json()
+    computed, cached = house.served()
+    assert (computed.cached, cached.cached) == (False, True)
+    assert cached.id == second.headers["x-prediction-id"] != computed.id
+    assert (cached.compute_ms, cached.queue_ms, cached.client_id) == (0.0, 0.0, "mine")
+    assert computed.compute_ms > 0
+    assert (cached.inputs, cached.outputs) == (computed.inputs, computed.outputs)
+    assert (cached.features, cached.scores) == (computed.features, computed.scores)
+    clock.now += TTL_S
+    assert (await house.post()).headers["x-cache"] == "miss"
+
+
+async def test_lines_printed_from_a_template_tell_a_hit_too(house: House) -> None:
+    for _ in range(4):
+        await house.post()
+    assert [record.cached for record in house.served()] == [False, True, True, True]
+    assert [record.compute_ms for record in house.served()][1:] == [0.0] * 3
+
+
+async def test_json_and_binary_forms_of_an_input_are_one(house: House) -> None:
+    tensor = {"name": "x", "shape": [1, 3], "datatype": "FP32"}
+    await house.post()
+    as_json = await house.post(V2, b'{"inputs": [%s]}' % orjson.dumps({**tensor, "data": [1.0, 2.0, 3.0]}))
+    head = b'{"inputs": [%s]}' % orjson.dumps({**tensor, "parameters": {"binary_data_size": 12}})
+    binary = head + np.array([1, 2, 3], "<f4").tobytes()
+    as_binary = await house.post(V2, binary, Inference_Header_Content_Length=str(len(head)))
+    for answer in (as_json, as_binary):
+        assert answer.headers["x-cache"] == "hit"
+        assert answer.json()["outputs"][0]["data"] == [2.5]
+
+
+async def test_a_hit_needs_the_right_to_ask(house: House) -> None:
+    await house.post()
+    assert (await house.post(key=OUTSIDER)).status_code == 404
+    assert (await house.post(key="")).status_code == 401
+    assert (await house.post(key=TESTER)).headers["x-cache"] == "hit"
+    assert [record.source for record in house.served()] == [Source.LIVE, Source.TEST]
+
+
+async def test_a_hit_goes_where_the_split_sends_it(house: House, tmp_path: Path) -> None:
+    two = version(tmp_path, 2, toys.classifier())
+    one = linear(tmp_path)
+    await house.hold(deployment(one, two, live={1: 5_000, 2: 5_000}, cache_ttl_s=TTL_S), generation=2)
+    answers = [await house.post(X_Sticky_Key=f"card-{n % 20}") for n in range(60)]
+    by_key: dict[int, set[str]] = {}
+    for n, answer in enumerate(answers):
+        by_key.setdefault(n % 20, set()).add(answer.headers["x-model-version"])
+    assert all(len(versions) == 1 for versions in by_key.values())
+    assert {"1", "2"} == set.union(*by_key.values())
+    assert [answer.headers["x-cache"] for answer in answers].count("miss") == 2
+    assert all(len(answer.json()["predictions"][0]) == int(answer.headers["x-model-version"]) for answer in answers)
+
+
+async def test_a_deployment_that_keeps_nothing_says_nothing(house: House, tmp_path: Path) -> None:
+    await house.hold(deployment(linear(tmp_path)), generation=2)
+    answers = [await house.post() for _ in range(2)]
+    assert all("x-cache" not in answer.headers for answer in answers)
+    assert [record.cached for record in house.served()] == [False, False]
+
+
+async def test_the_executor_lane_computes_once(house: House, tmp_path: Path) -> None:
+    await house.hold(deployment(linear(tmp_path), lane=Lane.EXECUTOR, cache_ttl_s=TTL_S), generation=2)
+    answers = await asyncio.gather(*(house.post() for _ in range(8)))
+    answers.append(await house.post())
+    assert [answer.status_code for answer in answers] == [200] * 9
+    assert [answer.headers["x-cache"] for answer in answers].count("miss") == 1
+    assert len({answer.headers["x-prediction-id"] for answer in answers}) == 9
+    assert sorted(record.cached for record in house.served()) == [False] + [True] * 8
+    counts = lines(house.home / "run" / "metrics")
+    assert counts['signalbox_cache_hits_total{deployment="toy",version="1"}'] == 8
+    assert counts['signalbox_cache_misses_total{deployment="toy",version="1"}'] == 1
+    assert counts['signalbox_predict_compute_seconds_count{deployment="toy",version="1"}'] == 1
+
+
+async def test_a_rehearsal_is_computed_and_counts_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference.server.predict.SLOW_S", 0.0)
+    answers = [await house.post(key=TESTER, X_Test_Outcome="slow") for _ in range(2)]
+    assert all(answer.status_code == 200 and "x-cache" not in answer.headers for answer in answers)
+    assert all(record.compute_ms > 0 and not record.cached for record in house.served())
+    assert (await house.post()).headers["x-cache"] == "miss"
+
+
+async def test_shadows_are_computed_for_hits_too(house: House, tmp_path: Path) -> None:
+    two = version(tmp_path, 2, toys.classifier())
+    await house.hold(deployment(linear(tmp_path), two, shadow={2: 10_000}, cache_ttl_s=TTL_S), generation=2)
+    for _ in range(3):
+        await house.post()
+    await house.app._shadows.drain()
+    shadows = [record for record in house.records() if record.shadow_of]
+    assert len(shadows) == 3
+    assert all(record.compute_ms > 0 and not record.cached for record in shadows)
+
+
+async def test_a_refusal_of_the_model_is_not_kept(house: House, tmp_path: Path) -> None:
+    await house.hold(deployment(version(tmp_path, 1, toys.lookup()), cache_ttl_s=TTL_S), generation=2)
+    bad = b'{"instances": [99]}'
+    answers = [await house.post(content=bad) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [answers[0].status_code] * 2
+    assert answers[0].status_code >= 400
+    assert not any(record.cached for record in house.records())
+    good = [await house.post(content=b'{"instances": [1]}') for _ in range(2)]
+    assert [answer.headers["x-cache"] for answer in good] == ["miss", "hit"]

@@ -1,23 +1,26 @@
-"""Rate limits of keys at the control API: one counter per key in Redis, for all processes and hosts.
+"""Limits of keys at the control API, for all processes and hosts: rates are counted in Redis, quotas in PostgreSQL.
 
-The front door counts by itself, on each host, and marks what it passes on. With Redis away each process counts alone:
-a limit that is held too loosely for a while is better than a call that fails.
+The front door counts by itself, on each host, and marks what it passes on; quotas it compares with the same table. With
+Redis away each process counts alone: a limit that is held too loosely for a while is better than a call that fails.
 """
 
 import logging
 import threading
 import time
+from datetime import UTC, datetime
 from functools import lru_cache
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from django.conf import settings
+from django.db import connection
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from controlplane.accounts.models import ApiKey
-from inference.limits import WINDOW_S, Allowance, over_limit, spend
+from controlplane.accounts.models import ApiKey, QuotaUse
+from inference.errors import InferenceError
+from inference.limits import WINDOW_S, Allowance, over_limit, over_quota, policy_of, spend, tighter
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +50,49 @@ _away_until = 0.0
 _paid_back_at: dict[str, float] = {}
 
 
+# Returns no row where the quota is used up.
+_TAKE_QUOTA = """
+INSERT INTO quota_use (key_id, day, calls) VALUES (%s, %s, 1)
+ON CONFLICT (key_id, day) DO UPDATE SET calls = quota_use.calls + 1 WHERE quota_use.calls < %s
+RETURNING calls
+"""
+
+
 def take(key: ApiKey) -> Allowance | None:
-    """Uses one call of the key's limit; None where it has none. Raises InferenceError rate_limited with Retry-After."""
+    """Uses one call of the key's limits; None where it has none.
+
+    Raises InferenceError rate_limited or quota_exceeded with Retry-After.
+    """
+    policy = policy_of(key.rate_per_minute, key.quota_per_day)
+    if not policy:
+        return None
+    try:
+        return tighter(_take_rate(key), _take_quota(key), policy)
+    except InferenceError as error:
+        error.headers["RateLimit-Policy"] = policy
+        raise
+
+
+def calls_of_day(key: ApiKey, now: datetime) -> int:
+    """Calls that count against the key's quota, of the day of UTC; those at front doors within a second. One query."""
+    found = QuotaUse.objects.filter(key_id=key.pk, day=now.astimezone(UTC).date())
+    return found.values_list("calls", flat=True).first() or 0
+
+
+def _take_quota(key: ApiKey) -> Allowance | None:
+    quota = key.quota_per_day
+    if quota is None:
+        return None
+    now = time.time()
+    with connection.cursor() as cursor:
+        cursor.execute(_TAKE_QUOTA, [key.pk, datetime.fromtimestamp(now, UTC).date(), quota])
+        row = cursor.fetchone()
+    if row is None:
+        raise over_quota(quota, now)
+    return Allowance.of_quota(quota, row[0], now)
+
+
+def _take_rate(key: ApiKey) -> Allowance | None:
     limit = key.rate_per_minute
     if limit is None:
         return None

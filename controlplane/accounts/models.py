@@ -153,6 +153,7 @@ class ApiKey(models.Model):
     every_deployment = models.BooleanField(default=True)
     test = models.BooleanField(default=False)
     rate_per_minute = models.PositiveIntegerField(null=True, blank=True)
+    quota_per_day = models.PositiveBigIntegerField(null=True, blank=True, help_text="calls a day of UTC")
     created_at = models.DateTimeField(auto_now_add=True)
     created_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
     expires_at = models.DateTimeField(null=True, blank=True)
@@ -189,5 +190,24 @@ class ApiKey(models.Model):
             "every_deployment": self.every_deployment,
             "test": self.test,
             "rate_per_minute": self.rate_per_minute,
+            "quota_per_day": self.quota_per_day,
             "expires_at": self.expires_at.isoformat() if self.expires_at else None,
         }
+
+
+class QuotaUse(models.Model):
+    """The calls of a key with a quota in a day of UTC, as all front doors (within a second) and the jobs' address tell.
+
+    Written in SQL: inference.server.usage, controlplane.accounts.limits.
+    """
+
+    key_id = models.UUIDField()
+    day = models.DateField()
+    calls = models.BigIntegerField()
+
+    class Meta:
+        db_table = "quota_use"
+        constraints = [models.UniqueConstraint(fields=["key_id", "day"], name="quota_use_day")]
+
+    def __str__(self) -> str:
+        return f"{self.key_id} {self.day}: {self.calls}"

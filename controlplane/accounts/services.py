@@ -28,6 +28,7 @@ KEY_CHARACTERS = 40
 BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 DEFAULT_SCOPES = (Scope.PREDICT.value, Scope.PIN.value, Scope.FEEDBACK.value)
 MAX_RATE_PER_MINUTE = 10_000_000
+MAX_QUOTA_PER_DAY = 10**12
 TEAM_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,59}")
 # Control and format characters would let a label or a name pass for another in the audit log.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
@@ -153,6 +154,7 @@ def issue_key(
     expires_at: datetime | None = None,
     test: bool = False,
     rate_per_minute: int | None = None,
+    quota_per_day: int | None = None,
 ) -> tuple[ApiKey, str]:
     """Makes a key; returns its row and the key itself, which is kept nowhere and cannot be shown again.
 
@@ -165,10 +167,7 @@ def issue_key(
         raise field_error("validation_error", "label", "A label has 1 to 100 printable characters.")
     if expires_at is not None and expires_at <= timezone.now():
         raise field_error("validation_error", "expires_at", "The key would have expired already.")
-    if rate_per_minute is not None and not 1 <= rate_per_minute <= MAX_RATE_PER_MINUTE:
-        raise field_error(
-            "validation_error", "rate_per_minute", f"A rate is 1 to {MAX_RATE_PER_MINUTE} calls a minute."
-        )
+    _check_limits(rate_per_minute, quota_per_day)
     plain = _new_token(test)
     with transaction.atomic():
         key = ApiKey.objects.create(
@@ -181,12 +180,33 @@ def issue_key(
             every_deployment=every_deployment,
             test=test,
             rate_per_minute=rate_per_minute,
+            quota_per_day=quota_per_day,
             created_by_id=actor.user_id,
             expires_at=expires_at,
         )
         record_change(actor=actor, action="key.issue", of=key, after=key.as_json())
         transaction.on_commit(lambda: _send_keys_changed(team))
     return key, plain
+
+
+def limit_key(*, actor: Actor, key: ApiKey, rate_per_minute: int | None, quota_per_day: int | None) -> ApiKey:
+    """Gives a key other limits, None for no limit; what was used today stays used. The same limits change nothing.
+
+    Sends `keys_changed` after the commit. Raises DomainError `validation_error`, `conflict` for a revoked key.
+    """
+    _check_limits(rate_per_minute, quota_per_day)
+    with transaction.atomic():
+        key = ApiKey.objects.select_for_update(of=("self",)).select_related("team").get(pk=key.pk)
+        if key.revoked_at is not None:
+            raise DomainError("conflict", "The key is revoked: its limits stay as they were.")
+        before = {"rate_per_minute": key.rate_per_minute, "quota_per_day": key.quota_per_day}
+        after = {"rate_per_minute": rate_per_minute, "quota_per_day": quota_per_day}
+        if before != after:
+            key.rate_per_minute, key.quota_per_day = rate_per_minute, quota_per_day
+            key.save(update_fields=["rate_per_minute", "quota_per_day"])
+            record_change(actor=actor, action="key.limit", of=key, before=before, after=after)
+            transaction.on_commit(lambda: _send_keys_changed(key.team))
+    return key
 
 
 def revoke_key(*, actor: Actor, key: ApiKey, reason: str = "") -> ApiKey:
@@ -213,6 +233,15 @@ def _send_keys_changed(team: Team) -> None:
 
 def _new_token(test: bool) -> str:
     return ("sb_test_" if test else "sb_") + "".join(secrets.choice(BASE62) for _ in range(KEY_CHARACTERS))
+
+
+def _check_limits(rate_per_minute: int | None, quota_per_day: int | None) -> None:
+    if rate_per_minute is not None and not 1 <= rate_per_minute <= MAX_RATE_PER_MINUTE:
+        raise field_error(
+            "validation_error", "rate_per_minute", f"A rate is 1 to {MAX_RATE_PER_MINUTE} calls a minute."
+        )
+    if quota_per_day is not None and not 1 <= quota_per_day <= MAX_QUOTA_PER_DAY:
+        raise field_error("validation_error", "quota_per_day", f"A quota is 1 to {MAX_QUOTA_PER_DAY} calls a day.")
 
 
 def _clean_scopes(scopes: Sequence[str]) -> list[str]:

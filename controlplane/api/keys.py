@@ -18,7 +18,7 @@ from rest_framework.response import Response
 
 from controlplane.accounts.models import ApiKey, Right, Team
 from controlplane.accounts.queries import scopes_beyond
-from controlplane.accounts.services import DEFAULT_SCOPES, revoke_key
+from controlplane.accounts.services import DEFAULT_SCOPES, limit_key, revoke_key
 from controlplane.api.access import actor_of, key_of, require, require_anywhere, rights, team_of, team_scope
 from controlplane.api.pagination import CursorPagination
 from controlplane.api.schema import described
@@ -41,7 +41,7 @@ class KeySerializer(serializers.ModelSerializer[ApiKey]):
         model = ApiKey
         fields = [
             *("id", "label", "prefix", "team", "state", "scopes", "deployments", "test", "rate_per_minute"),
-            *("created_at", "created_by", "expires_at", "revoked_at"),
+            *("quota_per_day", "created_at", "created_by", "expires_at", "revoked_at"),
         ]
         read_only_fields = fields
 
@@ -74,6 +74,16 @@ class NewKeySerializer(serializers.Serializer[Any]):
     expires_at = serializers.DateTimeField(required=False, allow_null=True, default=None)
     test = serializers.BooleanField(required=False, default=False)
     rate_per_minute = serializers.IntegerField(required=False, allow_null=True, default=None)
+    quota_per_day = serializers.IntegerField(
+        required=False, allow_null=True, default=None, help_text="Calls a day of UTC; null: no quota."
+    )
+
+
+class LimitsSerializer(serializers.Serializer[Any]):
+    """Limits of a key that exists; what is left out stays, null takes a limit away."""
+
+    rate_per_minute = serializers.IntegerField(required=False, allow_null=True)
+    quota_per_day = serializers.IntegerField(required=False, allow_null=True)
 
 
 class KeyList(GenericAPIView[ApiKey]):
@@ -113,6 +123,16 @@ class KeyDetail(GenericAPIView[ApiKey]):
     serializer_class = KeySerializer
 
     def get(self, request: Request, key_id: UUID) -> Response:
+        return Response(KeySerializer(self._key(request, key_id)).data)
+
+    @described(request=LimitsSerializer, responses=KeySerializer)
+    def patch(self, request: Request, key_id: UUID) -> Response:
+        """Changes the key's limits, on every serving process at once."""
+        key = self._key(request, key_id)
+        serializer = LimitsSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        limits = {"rate_per_minute": key.rate_per_minute, "quota_per_day": key.quota_per_day}
+        limit_key(actor=actor_of(request), key=key, **{**limits, **serializer.validated_data})
         return Response(KeySerializer(self._key(request, key_id)).data)
 
     @described(request=None, responses={204: None})

@@ -59,6 +59,7 @@ urlpatterns = [
     path("keys/issue/", keys.issue, name="key_issue"),
     path("keys/<uuid:key_id>/", keys.key, name="key"),
     path("keys/<uuid:key_id>/revoke/", keys.revoke, name="key_revoke"),
+    path("keys/<uuid:key_id>/limit/", keys.limit, name="key_limit"),
     path("audit/", audit.audit, name="audit"),
     path("system/", system.system, name="system"),
 ]

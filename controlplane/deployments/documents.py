@@ -75,6 +75,7 @@ def _access_key(key: ApiKey) -> AccessKey:
         revoked=key.revoked_at is not None,
         test=key.test,
         rate_per_minute=key.rate_per_minute,
+        quota_per_day=key.quota_per_day,
     )
 
 
@@ -178,6 +179,7 @@ def _route(deployment: Deployment, rows: _Rows) -> DeploymentRoute:
         max_body_bytes=deployment.max_body_bytes,
         max_batch_rows=deployment.max_batch_rows,
         max_wait_ms=deployment.max_wait_ms,
+        max_in_flight=deployment.max_in_flight,
         retired=deployment.retired_at is not None,
     )
 

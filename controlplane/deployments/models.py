@@ -13,7 +13,7 @@ from django.db.models.functions import Lower, Now
 from controlplane.accounts.models import ApiKey, Right, Team, User
 from controlplane.audit.services import Target
 from controlplane.catalog.models import ModelVersion, RegisteredModel
-from inference.contracts import MAX_BATCH_ROWS, MAX_WAIT_MS, Lane
+from inference.contracts import MAX_BATCH_ROWS, MAX_IN_FLIGHT, MAX_WAIT_MS, Lane
 
 
 def _new_salt() -> str:
@@ -60,6 +60,9 @@ class Deployment(models.Model):
     max_body_bytes = models.PositiveIntegerField(default=64 * 1024 * 1024)
     max_batch_rows = models.PositiveIntegerField(default=MAX_BATCH_ROWS, help_text="rows of a shared run; 1: none")
     max_wait_ms = models.FloatField(default=MAX_WAIT_MS, help_text="how long a call may be held back to share a run")
+    max_in_flight = models.PositiveIntegerField(
+        default=MAX_IN_FLIGHT, help_text="calls in progress in one serving process"
+    )
     demo = models.BooleanField(default=False)
     # What doctors' studies of it are for. Clinical needs who approved it, and thresholds and an intended use of every
     # version that answers; whatever explores (a bandit) must leave it alone.
@@ -88,6 +91,7 @@ class Deployment(models.Model):
             models.CheckConstraint(condition=models.Q(max_rows__gte=1), name="deployment_max_rows"),
             models.CheckConstraint(condition=models.Q(max_batch_rows__gte=1), name="deployment_max_batch_rows"),
             models.CheckConstraint(condition=models.Q(max_wait_ms__gte=0), name="deployment_max_wait_ms"),
+            models.CheckConstraint(condition=models.Q(max_in_flight__gte=1), name="deployment_max_in_flight"),
             models.CheckConstraint(
                 condition=models.Q(lane__in=[lane.value for lane in Lane]), name="deployment_lane_known"
             ),
@@ -114,6 +118,7 @@ class Deployment(models.Model):
             "max_body_bytes": self.max_body_bytes,
             "max_batch_rows": self.max_batch_rows,
             "max_wait_ms": self.max_wait_ms,
+            "max_in_flight": self.max_in_flight,
         }
 
 

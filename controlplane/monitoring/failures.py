@@ -24,7 +24,7 @@ class FailureKind(StrEnum):
 # The calls were right, and the model could not compute with them.
 _MODEL = frozenset({"model_rejected_input", "non_finite_output"})
 # Refused, or too late, because there was too much to do.
-_OVERLOAD = frozenset({"rate_limited", "overloaded", "deadline_exceeded", "storage_full"})
+_OVERLOAD = frozenset({"rate_limited", "quota_exceeded", "overloaded", "deadline_exceeded", "storage_full"})
 
 
 class Place(TypedDict):

@@ -54,6 +54,11 @@ class SettingsForm(forms.Form):
     max_wait_ms = forms.FloatField(
         min_value=0, label="Held back to share a run, at most ms", help_text="0: a call shares with what waits already."
     )
+    max_in_flight = forms.IntegerField(
+        min_value=1,
+        label="Calls in progress, at most",
+        help_text="In one serving process, waiting and running. The next is told at once to come back.",
+    )
 
     @classmethod
     def of(cls, deployment: Deployment) -> "SettingsForm":
@@ -68,6 +73,7 @@ class SettingsForm(forms.Form):
                 "max_body_mb": deployment.max_body_bytes / 1024 / 1024,
                 "max_batch_rows": deployment.max_batch_rows,
                 "max_wait_ms": deployment.max_wait_ms,
+                "max_in_flight": deployment.max_in_flight,
             }
         )
 
@@ -96,4 +102,5 @@ class SettingsForm(forms.Form):
             "max_body_bytes": int(chosen["max_body_mb"] * 1024 * 1024),
             "max_batch_rows": chosen["max_batch_rows"],
             "max_wait_ms": chosen["max_wait_ms"],
+            "max_in_flight": chosen["max_in_flight"],
         }

@@ -3,7 +3,7 @@ from typing import Any
 
 from django import forms
 
-from controlplane.accounts.models import Team
+from controlplane.accounts.models import ApiKey, Team
 from controlplane.deployments.models import Deployment
 from inference.contracts import Scope
 
@@ -39,6 +39,9 @@ class KeyForm(forms.Form):
     rate_per_minute = forms.IntegerField(
         required=False, min_value=1, label="Calls per minute", help_text="Empty: no limit"
     )
+    quota_per_day = forms.IntegerField(
+        required=False, min_value=1, label="Calls per day", help_text="Of UTC. Empty: no quota"
+    )
     test = forms.BooleanField(
         required=False, label="Test key", help_text="Its calls are answered and logged, and left out of every figure."
     )
@@ -49,3 +52,18 @@ class KeyForm(forms.Form):
         self.fields["team"].queryset = Team.objects.filter(pk__in=team_ids).order_by("name")  # type: ignore[attr-defined]  # of a ModelChoiceField
         self.fields["team"].initial = teams[0].pk if teams else None
         self.fields["deployments"].queryset = Deployment.objects.current().filter(team_id__in=team_ids)  # type: ignore[attr-defined]  # of a ModelChoiceField
+
+
+class LimitsForm(forms.Form):
+    """Limits of a key that exists."""
+
+    rate_per_minute = forms.IntegerField(
+        required=False, min_value=1, label="Calls per minute", help_text="Empty: no limit"
+    )
+    quota_per_day = forms.IntegerField(
+        required=False, min_value=1, label="Calls per day", help_text="Of UTC. Empty: no quota"
+    )
+
+    @classmethod
+    def of(cls, key: ApiKey) -> "LimitsForm":
+        return cls(initial={"rate_per_minute": key.rate_per_minute, "quota_per_day": key.quota_per_day})

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from django.db.models import Sum
 
+from controlplane.accounts.limits import calls_of_day
 from controlplane.accounts.models import ApiKey, User
 from controlplane.deployments.models import KeyGrant
 from controlplane.predictions.models import FailedCall, KeyUse
@@ -34,6 +35,8 @@ class KeyPage:
     tone: str
     reach: str
     calls: int
+    # Of a key with a quota: calls that count against it, of this day of UTC.
+    used_today: int
     last_used_at: datetime | None
     failures: list[FailedCall]
 
@@ -60,7 +63,7 @@ def keys_page(user: User, now: datetime) -> KeysPage:
 
 
 def key_page(key: ApiKey, since: datetime, now: datetime) -> KeyPage:
-    """A key, its use and its last hundred failed calls. Four queries."""
+    """A key, its use and its last hundred failed calls. Five queries."""
     names = list(key.grants.values_list("deployment__name", flat=True))
     used = KeyUse.objects.filter(key_id=key.pk)
     latest = used.order_by("-hour").first()
@@ -70,6 +73,7 @@ def key_page(key: ApiKey, since: datetime, now: datetime) -> KeyPage:
         tone=TONES[key.state(now)],
         reach=_reach(names, key),
         calls=used.filter(hour__gte=since).aggregate(total=Sum("calls"))["total"] or 0,
+        used_today=calls_of_day(key, now) if key.quota_per_day is not None else 0,
         last_used_at=latest.hour if latest else None,
         failures=list(FailedCall.objects.filter(key_id=key.pk)[:100]),
     )

@@ -12,11 +12,11 @@ from django.views.decorators.http import require_POST, require_safe
 
 from controlplane.accounts.models import ApiKey, Right, Team
 from controlplane.accounts.queries import scopes_beyond
-from controlplane.accounts.services import revoke_key
+from controlplane.accounts.services import limit_key, revoke_key
 from controlplane.audit.requests import person_actor
 from controlplane.dashboard.access import require, require_anywhere, teams_with, user_of
 from controlplane.dashboard.forms.errors import show
-from controlplane.dashboard.forms.keys import KeyForm
+from controlplane.dashboard.forms.keys import KeyForm, LimitsForm
 from controlplane.dashboard.pages.keys import key_page, keys_page
 from controlplane.deployments.services.keys import issue_key_for
 from controlplane.errors import DomainError, field_error
@@ -49,6 +49,7 @@ def issue(request: HttpRequest) -> HttpResponse:
                 expires_at=chosen["expires_at"],
                 test=chosen["test"],
                 rate_per_minute=chosen["rate_per_minute"],
+                quota_per_day=chosen["quota_per_day"],
             )
         except DomainError as error:
             show(form, error)
@@ -61,8 +62,22 @@ def issue(request: HttpRequest) -> HttpResponse:
 @require_safe
 def key(request: HttpRequest, key_id: uuid.UUID) -> HttpResponse:
     found = _find_key(request, key_id)
-    now = timezone.now()
-    return render(request, "keys/detail.html", {"page": key_page(found, now - timedelta(days=1), now)})
+    return _page(request, found, LimitsForm.of(found))
+
+
+@require_POST
+def limit(request: HttpRequest, key_id: uuid.UUID) -> HttpResponse:
+    found = _find_key(request, key_id)
+    form = LimitsForm(request.POST)
+    if form.is_valid():
+        try:
+            limit_key(actor=person_actor(request), key=found, **form.cleaned_data)
+        except DomainError as error:
+            show(form, error)
+    if not form.is_valid():
+        return _page(request, found, form, status=422)
+    messages.success(request, f"The limits of “{found.label}” hold within five seconds.")
+    return redirect("pages:key", key_id=key_id)
 
 
 @require_POST
@@ -71,6 +86,12 @@ def revoke(request: HttpRequest, key_id: uuid.UUID) -> HttpResponse:
     revoke_key(actor=person_actor(request), key=found)
     messages.success(request, f"“{found.label}” is revoked: within five seconds no call with it is answered.")
     return redirect("pages:key", key_id=key_id)
+
+
+def _page(request: HttpRequest, found: ApiKey, form: LimitsForm, status: int = 200) -> HttpResponse:
+    now = timezone.now()
+    context = {"page": key_page(found, now - timedelta(days=1), now), "form": form}
+    return render(request, "keys/detail.html", context, status=status)
 
 
 def _find_key(request: HttpRequest, key_id: uuid.UUID) -> ApiKey:

@@ -24,6 +24,8 @@ MAX_ROWS = 1_000_000
 MIN_BODY_BYTES, MAX_BODY_BYTES = 1024, 1024**3
 MAX_BATCH_ROWS = 4096
 MAX_WAIT_MS = 1000
+# As many as a serving process lets in at all.
+MAX_IN_FLIGHT = 512
 
 
 def create_deployment(
@@ -61,7 +63,7 @@ def edit_deployment(*, actor: Actor, deployment: Deployment, **settings: Any) ->
 
     Settings: `description`, `lane` (contracts.Lane), `payload_share` (0 to 1), `retention_days`, `column_policy`
     (column name -> keep, hash or drop), `max_rows`, `max_body_bytes`, `max_batch_rows`,
-    `max_wait_ms`.
+    `max_wait_ms`, `max_in_flight`.
     Raises DomainError `validation_error`, `bad_columns` or `gone`.
     """
     with routes_change():
@@ -169,6 +171,7 @@ CHECKS = {
     "max_body_bytes": _whole(MIN_BODY_BYTES, MAX_BODY_BYTES),
     "max_batch_rows": _whole(1, MAX_BATCH_ROWS),
     "max_wait_ms": _check_wait,
+    "max_in_flight": _whole(1, MAX_IN_FLIGHT),
 }
 
 

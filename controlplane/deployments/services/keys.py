@@ -23,6 +23,7 @@ def issue_key_for(
     expires_at: datetime | None = None,
     test: bool = False,
     rate_per_minute: int | None = None,
+    quota_per_day: int | None = None,
 ) -> tuple[ApiKey, str]:
     """Makes a key for these deployments of the team, or for all of them with None, and publishes it.
 
@@ -45,6 +46,7 @@ def issue_key_for(
             expires_at=expires_at,
             test=test,
             rate_per_minute=rate_per_minute,
+            quota_per_day=quota_per_day,
         )
         granted = {deployment.pk: deployment for deployment in deployments or ()}
         KeyGrant.objects.bulk_create(KeyGrant(key=key, deployment=deployment) for deployment in granted.values())

@@ -90,6 +90,8 @@ def test_who_may_not_deploy_makes_no_deployment(colleagues: Client, outsiders: C
         ({"max_wait_ms": -1}, "validation_error"),
         ({"max_wait_ms": "NaN"}, "validation_error"),
         ({"max_wait_ms": 60_000}, "validation_error"),
+        ({"max_in_flight": 0}, "validation_error"),
+        ({"max_in_flight": 513}, "validation_error"),
         ({"description": "x" * 2001}, "validation_error"),
         ({"name": "other"}, "validation_error"),
         ({"model": "other"}, "validation_error"),
@@ -105,13 +107,13 @@ def test_settings_are_edited_published_and_audited(owners: Client, model: Regist
     deployment = make_deployment(model.team, model)
     apply_split(actor=ACTOR, deployment=deployment, shares={"1": 100})
     change: dict[str, Any] = {"lane": "inline", "capture": {"columns": {"amount": "hash"}, "retention_days": 7}}
-    change |= {"max_batch_rows": 1, "max_wait_ms": 0.5}
+    change |= {"max_batch_rows": 1, "max_wait_ms": 0.5, "max_in_flight": 32}
     response = owners.patch("/api/deployments/checkout/", change, content_type="application/json")
     assert response.status_code == 200
     assert response.json()["capture"] == {"payload_share": 1.0, "retention_days": 7, "columns": {"amount": "hash"}}
     route = newest_route("checkout")
     assert (route.lane, route.capture.retention_days) == ("inline", 7)
-    assert (route.max_batch_rows, route.max_wait_ms) == (1, 0.5)
+    assert (route.max_batch_rows, route.max_wait_ms, route.max_in_flight) == (1, 0.5, 32)
     assert {column.name: column.keep for column in route.versions[1].columns} == {"amount": "hash", "age": "keep"}
     event = AuditEvent.objects.get(action="deployment.edit")
     assert event.before and event.after

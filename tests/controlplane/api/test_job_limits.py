@@ -9,7 +9,7 @@ import pytest
 from django.utils import timezone
 
 from controlplane.accounts import limits
-from controlplane.accounts.models import ApiKey, Team
+from controlplane.accounts.models import ApiKey, QuotaUse, Team
 from controlplane.deployments.models import Deployment
 from controlplane.jobs import running
 from controlplane.jobs.models import Job
@@ -123,6 +123,26 @@ def test_what_the_front_door_counted_is_not_counted_again(
     ]
     assert not Rollup.objects.exists() and not FailedCall.objects.exists()
     assert [remaining(pretender.post(POST, GOOD)) for _ in range(2)] == [(202, "0"), (429, "0")]
+
+
+def test_a_quota_holds_for_a_day_and_is_told(redis_url: str, as_key: Callable[..., Caller], table: Deployment) -> None:
+    app = as_key("predict", rate_per_minute=100, quota_per_day=2)
+    answers = [app.post(POST, GOOD) for _ in range(3)]
+    assert [remaining(answer) for answer in answers] == [(202, "1"), (202, "0"), (429, "0")]
+    assert {answer.headers["RateLimit-Policy"] for answer in answers} == {"100;w=60, 2;w=86400"}
+    assert answers[2].json()["code"] == "quota_exceeded"
+    assert answers[2].headers["Retry-After"] == answers[2].headers["RateLimit-Reset"]
+    assert 1 <= int(answers[2].headers["Retry-After"]) <= 86_400
+    assert Job.objects.count() == 2
+
+
+def test_a_quota_counts_what_front_doors_told(team: Team) -> None:
+    key = new_key(team, ["predict"], quota_per_day=10)[0]
+    QuotaUse.objects.create(key_id=key.pk, day=timezone.now().date(), calls=9)
+    limits.take(key)
+    with pytest.raises(InferenceError, match="quota of 10 calls a day"):
+        limits.take(key)
+    assert limits.calls_of_day(key, timezone.now()) == 10
 
 
 # Counting refusals

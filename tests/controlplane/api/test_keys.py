@@ -12,6 +12,7 @@ from controlplane.accounts.queries import find_usable_key
 from controlplane.audit.models import AuditEvent
 from controlplane.audit.services import SYSTEM, record
 from controlplane.catalog.models import RegisteredModel
+from controlplane.deployments.documents import build_access
 from controlplane.deployments.models import Deployment, KeyGrant
 from controlplane.deployments.services.keys import issue_key_for
 from tests.controlplane.cast import ACTOR, Caller, bearer, new_key, new_user, nobody, person
@@ -233,3 +234,49 @@ def test_the_audit_list_takes_the_same_few_queries(
 ) -> None:
     with django_assert_num_queries(5):  # session, person, memberships, events, teams
         as_owner.get("/api/audit/")
+
+
+# Limits
+
+
+def test_limits_are_given_at_issue_and_changed_later_published_and_audited(as_owner: Caller) -> None:
+    made = as_owner.post(KEYS, {"label": "till", "rate_per_minute": 60, "quota_per_day": 5000})
+    assert (made.json()["rate_per_minute"], made.json()["quota_per_day"]) == (60, 5000)
+    location = made["Location"]
+    changed = as_owner.patch(location, {"quota_per_day": 7000})
+    assert (changed.status_code, changed.json()["rate_per_minute"], changed.json()["quota_per_day"]) == (200, 60, 7000)
+    [published] = build_access().keys
+    assert (published.rate_per_minute, published.quota_per_day) == (60, 7000)
+    cleared = as_owner.patch(location, {"rate_per_minute": None, "quota_per_day": None}).json()
+    assert (cleared["rate_per_minute"], cleared["quota_per_day"]) == (None, None)
+    first, second = AuditEvent.objects.filter(action="key.limit").order_by("id")
+    assert (first.before, first.after) == (
+        {"rate_per_minute": 60, "quota_per_day": 5000},
+        {"rate_per_minute": 60, "quota_per_day": 7000},
+    )
+    assert second.after == {"rate_per_minute": None, "quota_per_day": None}
+    as_owner.patch(location, {})
+    assert AuditEvent.objects.filter(action="key.limit").count() == 2
+
+
+@pytest.mark.parametrize("change", [{"quota_per_day": 0}, {"rate_per_minute": -1}, {"quota_per_day": 10**13}])
+def test_limits_that_cannot_be_are_422_and_change_nothing(as_owner: Caller, change: dict[str, int]) -> None:
+    location = as_owner.post(KEYS, {"label": "till", "rate_per_minute": 60})["Location"]
+    answer = as_owner.patch(location, change)
+    assert (answer.status_code, answer.json()["errors"][0]["loc"]) == (422, list(change))
+    assert as_owner.get(location).json()["rate_per_minute"] == 60
+    assert as_owner.post(KEYS, {"label": "till", **change}).status_code == 422
+
+
+def test_a_revoked_keys_limits_stay(as_owner: Caller) -> None:
+    location = as_owner.post(KEYS, {"label": "till"})["Location"]
+    as_owner.delete(location)
+    assert as_owner.patch(location, {"quota_per_day": 5}).status_code == 409
+
+
+def test_who_may_not_manage_keys_changes_no_limit(as_owner: Caller, as_outsider: Caller, team: Team) -> None:
+    location = as_owner.post(KEYS, {"label": "till"})["Location"]
+    viewer = person(new_user("onlooker", team, Role.VIEWER))
+    assert viewer.patch(location, {"quota_per_day": 5}).status_code == 403
+    assert as_outsider.patch(location, {"quota_per_day": 5}).status_code == 404
+    assert not AuditEvent.objects.filter(action="key.limit").exists()

@@ -6,6 +6,7 @@ import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.test import Client
 
+from controlplane.accounts import limits
 from controlplane.accounts.models import ApiKey, Team, User
 from controlplane.audit.models import AuditEvent
 from controlplane.catalog.models import ModelVersion, RegisteredModel
@@ -72,6 +73,9 @@ def test_settings_are_saved_and_a_bad_one_is_shown_at_its_field(owners: Client, 
         "max_body_mb": "2",
         "max_batch_rows": "16",
         "max_wait_ms": "1.5",
+        "cache_ttl_s": "60",
+        "cache_mb": "0.5",
+        "max_in_flight": "40",
     }
     save = "/deployments/checkout/settings/save/"
     assert owners.post(save, good).status_code == 302
@@ -81,7 +85,8 @@ def test_settings_are_saved_and_a_bad_one_is_shown_at_its_field(owners: Client, 
         0.5,
         {"amount": "hash"},
     )
-    assert (deployment.max_batch_rows, deployment.max_wait_ms) == (16, 1.5)
+    assert (deployment.max_batch_rows, deployment.max_wait_ms, deployment.max_in_flight) == (16, 1.5, 40)
+    assert (deployment.cache_ttl_s, deployment.cache_bytes) == (60.0, 512 * 1024)
     response = owners.post(save, {**good, "column_policy": '{"no_such": "hash"}'})
     assert response.status_code == 422
     assert b"no_such" in response.content
@@ -140,6 +145,27 @@ def test_a_revoked_key_stays_listed(owners: Client, team: Team) -> None:
     made.refresh_from_db()
     assert made.revoked_at is not None
     assert b"revoked" in owners.get("/keys/").content
+
+
+def test_a_keys_limits_are_set_on_its_page_which_shows_what_was_used_today(owners: Client, team: Team) -> None:
+    owners.post("/keys/issue/", {"label": "till", "team": str(team.pk), "scopes": ["predict"], "quota_per_day": "50"})
+    made = ApiKey.objects.get(label="till")
+    limits.take(made)
+    assert "1 of 50 calls used today" in owners.get(f"/keys/{made.pk}/").content.decode()
+    saved = owners.post(f"/keys/{made.pk}/limit/", {"rate_per_minute": "", "quota_per_day": "70"}, follow=True)
+    assert "1 of 70 calls used today" in saved.content.decode()
+    refused = owners.post(f"/keys/{made.pk}/limit/", {"rate_per_minute": "0", "quota_per_day": "9"})
+    assert (refused.status_code, b'role="alert"' in refused.content) == (422, True)
+    made.refresh_from_db()
+    assert (made.rate_per_minute, made.quota_per_day) == (None, 70)
+
+
+def test_another_teams_keys_limits_cannot_be_set(owners: Client, outsiders: Client, team: Team) -> None:
+    owners.post("/keys/issue/", {"label": "ours", "team": str(team.pk), "scopes": ["predict"]})
+    made = ApiKey.objects.get(label="ours")
+    assert outsiders.post(f"/keys/{made.pk}/limit/", {"quota_per_day": "9"}).status_code == 404
+    made.refresh_from_db()
+    assert made.quota_per_day is None
 
 
 def test_another_teams_key_cannot_be_seen_or_revoked(owners: Client, outsiders: Client, team: Team) -> None:

@@ -105,6 +105,7 @@ def entity_tag(newest: SplitRevision | None) -> dict[str, str]:
 
 SETTINGS = (
     *("description", "lane", "payload_share", "retention_days", "column_policy"),
+    *("cache_ttl_s", "cache_bytes"),
     *("max_rows", "max_body_bytes", "max_batch_rows", "max_wait_ms", "max_in_flight"),
 )
 

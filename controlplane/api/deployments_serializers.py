@@ -143,6 +143,8 @@ class DeploymentSerializer(serializers.Serializer[Deployment]):
     max_body_bytes = serializers.IntegerField(required=False)
     max_batch_rows = serializers.IntegerField(required=False)
     max_wait_ms = serializers.FloatField(required=False)
+    cache_ttl_s = serializers.FloatField(required=False)
+    cache_bytes = serializers.IntegerField(required=False)
     max_in_flight = serializers.IntegerField(required=False)
     split = serializers.SerializerMethodField()
     preparing = serializers.SerializerMethodField()

@@ -76,6 +76,7 @@ class PredictionSerializer(serializers.Serializer[Any]):
     version = serializers.IntegerField()
     split_revision = serializers.IntegerField()
     pinned = serializers.BooleanField()
+    cached = serializers.BooleanField()
     role = serializers.CharField()
     source = serializers.CharField()  # type: ignore[assignment]  # a field of that name
     lane = serializers.CharField()

@@ -179,6 +179,8 @@ def _route(deployment: Deployment, rows: _Rows) -> DeploymentRoute:
         max_body_bytes=deployment.max_body_bytes,
         max_batch_rows=deployment.max_batch_rows,
         max_wait_ms=deployment.max_wait_ms,
+        cache_ttl_s=deployment.cache_ttl_s,
+        cache_bytes=deployment.cache_bytes,
         max_in_flight=deployment.max_in_flight,
         retired=deployment.retired_at is not None,
     )

@@ -13,7 +13,7 @@ from django.db.models.functions import Lower, Now
 from controlplane.accounts.models import ApiKey, Right, Team, User
 from controlplane.audit.services import Target
 from controlplane.catalog.models import ModelVersion, RegisteredModel
-from inference.contracts import MAX_BATCH_ROWS, MAX_IN_FLIGHT, MAX_WAIT_MS, Lane
+from inference.contracts import CACHE_BYTES, MAX_BATCH_ROWS, MAX_IN_FLIGHT, MAX_WAIT_MS, Lane
 
 
 def _new_salt() -> str:
@@ -63,6 +63,8 @@ class Deployment(models.Model):
     max_in_flight = models.PositiveIntegerField(
         default=MAX_IN_FLIGHT, help_text="calls in progress in one serving process"
     )
+    cache_ttl_s = models.FloatField(default=0.0, help_text="how long an answer may be given again; 0: never")
+    cache_bytes = models.PositiveIntegerField(default=CACHE_BYTES, help_text="of answers kept by one process")
     demo = models.BooleanField(default=False)
     # What doctors' studies of it are for. Clinical needs who approved it, and thresholds and an intended use of every
     # version that answers; whatever explores (a bandit) must leave it alone.
@@ -91,6 +93,7 @@ class Deployment(models.Model):
             models.CheckConstraint(condition=models.Q(max_rows__gte=1), name="deployment_max_rows"),
             models.CheckConstraint(condition=models.Q(max_batch_rows__gte=1), name="deployment_max_batch_rows"),
             models.CheckConstraint(condition=models.Q(max_wait_ms__gte=0), name="deployment_max_wait_ms"),
+            models.CheckConstraint(condition=models.Q(cache_ttl_s__gte=0), name="deployment_cache_ttl_s"),
             models.CheckConstraint(condition=models.Q(max_in_flight__gte=1), name="deployment_max_in_flight"),
             models.CheckConstraint(
                 condition=models.Q(lane__in=[lane.value for lane in Lane]), name="deployment_lane_known"
@@ -118,6 +121,8 @@ class Deployment(models.Model):
             "max_body_bytes": self.max_body_bytes,
             "max_batch_rows": self.max_batch_rows,
             "max_wait_ms": self.max_wait_ms,
+            "cache_ttl_s": self.cache_ttl_s,
+            "cache_bytes": self.cache_bytes,
             "max_in_flight": self.max_in_flight,
         }
 

@@ -33,6 +33,7 @@ class VersionSeries(TypedDict):
     role: str
     calls: int
     failed: int
+    cached: int
     rows: int
     share: Number
     error_share: Number
@@ -43,7 +44,8 @@ class VersionSeries(TypedDict):
 class Traffic(TypedDict):
     """The figures of one deployment. `at` are the starts of the steps; `rate` is calls per second.
 
-    `errors` are of live calls; `shadow_errors` of shadows, which nobody else is told of.
+    `cached`: calls answered with what an earlier one got. `errors` are of live calls; `shadow_errors` of shadows,
+    which nobody else is told of.
     """
 
     deployment: str
@@ -53,6 +55,7 @@ class Traffic(TypedDict):
     at: list[str]
     calls: int
     failed: int
+    cached: int
     rate: Number
     error_share: Number
     latency_ms: dict[str, dict[str, Number]]
@@ -70,12 +73,14 @@ class _Cell:
 
     calls: int = 0
     failed: int = 0
+    cached: int = 0
     rows: int = 0
     latency: dict[str, Histogram] = field(default_factory=lambda: {part: {} for part in PARTS})
 
     def add(self, other: "_Row | _Cell") -> None:
         self.calls += other.calls
         self.failed += other.failed
+        self.cached += other.cached
         self.rows += other.rows
         for part, bins in other.latency.items():
             merge(self.latency[part], bins)
@@ -111,6 +116,7 @@ class _Row(NamedTuple):
     width_s: int
     calls: int
     failed: int
+    cached: int
     rows: int
     codes: dict[str, int]
     places: dict[str, int]
@@ -129,7 +135,7 @@ def _rollups(deployment_id: uuid.UUID, since: datetime, until: datetime) -> list
         .filter(source__in=[*SHOWN, Source.SHADOW.value])
         .annotate(**{f"{name}_text": Cast(name, TextField()) for name in ("codes", "places", "latency")})
         .values_list(
-            *("role", "version_id", "version", "bucket", "width_s", "calls", "failed", "rows"),
+            *("role", "version_id", "version", "bucket", "width_s", "calls", "failed", "cached", "rows"),
             *("codes_text", "places_text", "latency_text"),
         )
         .order_by("bucket")
@@ -142,12 +148,13 @@ def _rollups(deployment_id: uuid.UUID, since: datetime, until: datetime) -> list
             width_s,
             calls,
             failed,
+            cached,
             rows,
             _counts.decode(codes),
             _counts.decode(places),
             _latency.decode(latency),
         )
-        for role, version_id, version, bucket, width_s, calls, failed, rows, codes, places, latency in found
+        for role, version_id, version, bucket, width_s, calls, failed, cached, rows, codes, places, latency in found
     ]
 
 
@@ -184,6 +191,7 @@ def traffic(deployment_id: uuid.UUID, name: str, interval: Interval) -> Traffic:
         "at": [datetime.fromtimestamp(start, UTC).isoformat() for start in starts],
         "calls": whole.calls,
         "failed": whole.failed,
+        "cached": whole.cached,
         "rate": _rounded(whole.calls / interval.seconds),
         "error_share": _ratio(whole.failed, whole.calls),
         "latency_ms": whole.quantiles(),
@@ -194,6 +202,7 @@ def traffic(deployment_id: uuid.UUID, name: str, interval: Interval) -> Traffic:
                 "role": role,
                 "calls": totals[role, version].calls,
                 "failed": totals[role, version].failed,
+                "cached": totals[role, version].cached,
                 "rows": totals[role, version].rows,
                 "share": _ratio(totals[role, version].calls, served) if role == Role.LIVE else None,
                 "error_share": _ratio(totals[role, version].failed, totals[role, version].calls),

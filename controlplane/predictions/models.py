@@ -44,6 +44,7 @@ class Prediction(models.Model):
     role = models.CharField(max_length=8, choices=[(role.value, role.value) for role in Role])
     lane = models.CharField(max_length=10, choices=[(lane.value, lane.value) for lane in Lane])
     pinned = models.BooleanField()
+    cached = models.BooleanField(default=False, db_default=False, help_text="answered with what an earlier call got")
     queue_ms = models.FloatField()
     compute_ms = models.FloatField()
     total_ms = models.FloatField()
@@ -99,11 +100,13 @@ class Rollup(RollupKey):
     """Counts and latencies of the calls in one bucket.
 
     `codes`: calls by error code. `places`: calls by "code|place" of the column or input that was wrong.
-    `latency`: {"total" | "queue" | "compute": sparse histogram of predictions/histograms.py}, of served calls in ms.
+    `latency`: {"total" | "queue" | "compute": sparse histogram of predictions/histograms.py}, of served calls in ms;
+    "compute" of those alone that were computed.
     """
 
     calls = models.BigIntegerField()
     rows = models.BigIntegerField()
+    cached = models.BigIntegerField(default=0, db_default=0, help_text="calls answered with what an earlier one got")
     failed = models.BigIntegerField(help_text="calls whose outcome is not ok")
     outcomes = models.JSONField()
     codes = models.JSONField()

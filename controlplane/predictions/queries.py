@@ -92,6 +92,7 @@ def prediction_json(prediction: Prediction, deployment: str) -> dict[str, Any]:
         "version": prediction.version,
         "split_revision": prediction.revision,
         "pinned": prediction.pinned,
+        "cached": prediction.cached,
         "role": prediction.role,
         "source": prediction.source,
         "lane": prediction.lane,

@@ -23,12 +23,12 @@ NEWEST = timedelta(days=30)
 CLOCK_SLACK = timedelta(days=1)
 TEXT_LENGTH = 256
 
-# The columns of table `prediction`, in the order of LogRow.copied(); the first ten are alike for many calls.
+# The columns of table `prediction`, in the order of LogRow.copied(); the first eleven are alike for many calls.
 COLUMNS = (
     *("deployment_id", "version_id", "version", "revision", "routes_generation", "key_id", "source", "role", "lane"),
-    *("pinned", "id", "at", "client_id", "retry_of", "shadow_of", "idempotency_key", "queue_ms", "compute_ms"),
-    *("total_ms", "rows", "outcome", "status", "code", "loc", "counted", "digest", "inputs", "outputs", "scores"),
-    *("context", "pictures", "warnings"),
+    *("pinned", "cached", "id", "at", "client_id", "retry_of", "shadow_of", "idempotency_key", "queue_ms"),
+    *("compute_ms", "total_ms", "rows", "outcome", "status", "code", "loc", "counted", "digest", "inputs", "outputs"),
+    *("scores", "context", "pictures", "warnings"),
 )
 
 # Columns by name: one number each for the usual call of one row, else lists over rows of whatever was sent.
@@ -186,7 +186,7 @@ def _kind(record: SpoolLine, kinds: dict[tuple[Any, ...], Kind | None]) -> Kind 
     """The record's kind out of `kinds`, where it is put if it is new; None where an id is none."""
     likeness = (
         *(record.deployment_id, record.version_id, record.version, record.revision, record.routes_generation),
-        *(record.key_id, record.source, record.role, record.lane, record.pinned),
+        *(record.key_id, record.source, record.role, record.lane, record.pinned, record.cached),
     )
     if likeness in kinds:
         return kinds[likeness]
@@ -196,7 +196,7 @@ def _kind(record: SpoolLine, kinds: dict[tuple[Any, ...], Kind | None]) -> Kind 
         return None
     copied = (
         f"{deployment_id}\t{version_id}\t{record.version}\t{record.revision}\t{record.routes_generation}\t"
-        f"{key_id or _NULL}\t{record.source}\t{record.role}\t{record.lane}\t{record.pinned}"
+        f"{key_id or _NULL}\t{record.source}\t{record.role}\t{record.lane}\t{record.pinned}\t{record.cached}"
     )
     kind = kinds[likeness] = Kind(
         deployment_id, version_id, record.version, record.revision, key_id, record.role, record.source, copied

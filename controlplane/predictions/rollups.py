@@ -70,6 +70,7 @@ class Delta:
 
     calls: int = 0
     rows: int = 0
+    cached: int = 0
     failed: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
     codes: dict[str, int] = field(default_factory=dict)
@@ -108,6 +109,7 @@ class Delta:
         """Adds a stored delta."""
         self.calls += rollup.calls
         self.rows += rollup.rows
+        self.cached += rollup.cached
         self.failed += rollup.failed
         for mine, theirs in ((self.outcomes, rollup.outcomes), (self.codes, rollup.codes)):
             for name, count in theirs.items():
@@ -124,6 +126,7 @@ class Delta:
             **key.fields(),
             calls=self.calls,
             rows=self.rows,
+            cached=self.cached,
             failed=self.failed,
             outcomes=self.outcomes,
             codes=self.codes,
@@ -140,7 +143,9 @@ class Delta:
         self.rows += sum(record.rows for record in records)
         merge(self.total, histogram([record.total_ms for record in records]))
         merge(self.queue, histogram([record.queue_ms for record in records]))
-        merge(self.compute, histogram([record.compute_ms for record in records]))
+        computed = [record.compute_ms for record in records if not record.cached]
+        self.cached += len(records) - len(computed)
+        merge(self.compute, histogram(computed))
 
 
 def _bump(counts: dict[str, int], name: str, count: int, most: int | None = None) -> None:

@@ -54,6 +54,15 @@ class SettingsForm(forms.Form):
     max_wait_ms = forms.FloatField(
         min_value=0, label="Held back to share a run, at most ms", help_text="0: a call shares with what waits already."
     )
+    cache_ttl_s = forms.FloatField(
+        min_value=0,
+        max_value=86_400,
+        label="Answers kept for, seconds",
+        help_text="0: every call is computed. Else the same input may get the answer that it got before.",
+    )
+    cache_mb = forms.FloatField(
+        min_value=0.0625, max_value=1024, label="Answers kept, at most MB", help_text="In one serving process."
+    )
     max_in_flight = forms.IntegerField(
         min_value=1,
         label="Calls in progress, at most",
@@ -73,6 +82,8 @@ class SettingsForm(forms.Form):
                 "max_body_mb": deployment.max_body_bytes / 1024 / 1024,
                 "max_batch_rows": deployment.max_batch_rows,
                 "max_wait_ms": deployment.max_wait_ms,
+                "cache_ttl_s": deployment.cache_ttl_s,
+                "cache_mb": deployment.cache_bytes / 1024 / 1024,
                 "max_in_flight": deployment.max_in_flight,
             }
         )
@@ -102,5 +113,7 @@ class SettingsForm(forms.Form):
             "max_body_bytes": int(chosen["max_body_mb"] * 1024 * 1024),
             "max_batch_rows": chosen["max_batch_rows"],
             "max_wait_ms": chosen["max_wait_ms"],
+            "cache_ttl_s": chosen["cache_ttl_s"],
+            "cache_bytes": int(chosen["cache_mb"] * 1024 * 1024),
             "max_in_flight": chosen["max_in_flight"],
         }

@@ -70,6 +70,8 @@ class VersionRow:
     error_share: float | None
     queue_p95: float | None
     compute_p95: float | None
+    cached: int
+    computed: int
 
     @classmethod
     def of(cls, version: VersionSeries) -> "VersionRow":
@@ -84,6 +86,8 @@ class VersionRow:
             error_share=version["error_share"],
             queue_p95=latency["queue"]["p95"],
             compute_p95=latency["compute"]["p95"],
+            cached=version["cached"],
+            computed=version["calls"] - version["failed"] - version["cached"],
         )
 
 
@@ -136,6 +140,7 @@ class LatencyFigures:
     quantiles: charts.Figure
     split: charts.Figure
     rows: list[VersionRow]
+    shows_cache: bool
     empty: bool
 
 
@@ -228,5 +233,6 @@ def latency_figures(deployment: Deployment, window: Window) -> LatencyFigures:
         quantiles=drawn({"total_p50": "dot", "total_p95": "solid", "total_p99": "dash"}),
         split=drawn({"queue_p95": "dot", "compute_p95": "solid"}),
         rows=[VersionRow.of(version) for version in live],
+        shows_cache=deployment.cache_ttl_s > 0 or found["cached"] > 0,
         empty=found["calls"] == 0,
     )

@@ -24,6 +24,8 @@ MAX_ROWS = 1_000_000
 MIN_BODY_BYTES, MAX_BODY_BYTES = 1024, 1024**3
 MAX_BATCH_ROWS = 4096
 MAX_WAIT_MS = 1000
+MAX_CACHE_TTL_S = 86_400
+MIN_CACHE_BYTES, MAX_CACHE_BYTES = 64 * 1024, 1024**3
 # As many as a serving process lets in at all.
 MAX_IN_FLIGHT = 512
 
@@ -62,7 +64,7 @@ def edit_deployment(*, actor: Actor, deployment: Deployment, **settings: Any) ->
     """Changes settings of a deployment; what is not named stays. Nothing is written where nothing differs.
 
     Settings: `description`, `lane` (contracts.Lane), `payload_share` (0 to 1), `retention_days`, `column_policy`
-    (column name -> keep, hash or drop), `max_rows`, `max_body_bytes`, `max_batch_rows`,
+    (column name -> keep, hash or drop), `max_rows`, `max_body_bytes`, `max_batch_rows`, `cache_ttl_s`, `cache_bytes`,
     `max_wait_ms`, `max_in_flight`.
     Raises DomainError `validation_error`, `bad_columns` or `gone`.
     """
@@ -141,9 +143,12 @@ def _whole(low: int, high: int) -> Any:
     return check
 
 
-def _check_wait(deployment: Deployment, name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_WAIT_MS:
-        raise field_error("validation_error", name, f"{name} is a number of milliseconds from 0 to {MAX_WAIT_MS}.")
+def _duration(most: int, unit: str) -> Any:
+    def check(deployment: Deployment, name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+            raise field_error("validation_error", name, f"{name} is a number of {unit} from 0 to {most}.")
+
+    return check
 
 
 def _check_columns(deployment: Deployment, name: str, value: Any) -> None:
@@ -170,7 +175,9 @@ CHECKS = {
     "max_rows": _whole(1, MAX_ROWS),
     "max_body_bytes": _whole(MIN_BODY_BYTES, MAX_BODY_BYTES),
     "max_batch_rows": _whole(1, MAX_BATCH_ROWS),
-    "max_wait_ms": _check_wait,
+    "max_wait_ms": _duration(MAX_WAIT_MS, "milliseconds"),
+    "cache_ttl_s": _duration(MAX_CACHE_TTL_S, "seconds"),
+    "cache_bytes": _whole(MIN_CACHE_BYTES, MAX_CACHE_BYTES),
     "max_in_flight": _whole(1, MAX_IN_FLIGHT),
 }
 

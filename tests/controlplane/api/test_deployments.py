@@ -90,6 +90,11 @@ def test_who_may_not_deploy_makes_no_deployment(colleagues: Client, outsiders: C
         ({"max_wait_ms": -1}, "validation_error"),
         ({"max_wait_ms": "NaN"}, "validation_error"),
         ({"max_wait_ms": 60_000}, "validation_error"),
+        ({"cache_ttl_s": -1}, "validation_error"),
+        ({"cache_ttl_s": "NaN"}, "validation_error"),
+        ({"cache_ttl_s": 100_000}, "validation_error"),
+        ({"cache_bytes": 1024}, "validation_error"),
+        ({"cache_bytes": 2**31}, "validation_error"),
         ({"max_in_flight": 0}, "validation_error"),
         ({"max_in_flight": 513}, "validation_error"),
         ({"description": "x" * 2001}, "validation_error"),
@@ -108,12 +113,14 @@ def test_settings_are_edited_published_and_audited(owners: Client, model: Regist
     apply_split(actor=ACTOR, deployment=deployment, shares={"1": 100})
     change: dict[str, Any] = {"lane": "inline", "capture": {"columns": {"amount": "hash"}, "retention_days": 7}}
     change |= {"max_batch_rows": 1, "max_wait_ms": 0.5, "max_in_flight": 32}
+    change |= {"cache_ttl_s": 1.5, "cache_bytes": 65_536}
     response = owners.patch("/api/deployments/checkout/", change, content_type="application/json")
     assert response.status_code == 200
     assert response.json()["capture"] == {"payload_share": 1.0, "retention_days": 7, "columns": {"amount": "hash"}}
     route = newest_route("checkout")
     assert (route.lane, route.capture.retention_days) == ("inline", 7)
     assert (route.max_batch_rows, route.max_wait_ms, route.max_in_flight) == (1, 0.5, 32)
+    assert (route.cache_ttl_s, route.cache_bytes) == (1.5, 65_536)
     assert {column.name: column.keep for column in route.versions[1].columns} == {"amount": "hash", "age": "keep"}
     event = AuditEvent.objects.get(action="deployment.edit")
     assert event.before and event.after

@@ -15,6 +15,29 @@ class _Usage:
     bytes: int = 0
 
 
+class Shares:
+    """Places that owners share: each has at most as many as are still free, see `Admission`."""
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._taken: dict[str, int] = {}
+
+    def take(self, owner: str) -> bool:
+        """Whether there was a place for the owner; one that was taken has to be given back."""
+        taken = self._taken.get(owner, 0)
+        if taken >= self._free:
+            return False
+        self._taken[owner] = taken + 1
+        self._free -= 1
+        return True
+
+    def give_back(self, owner: str) -> None:
+        self._free += 1
+        self._taken[owner] -= 1
+        if not self._taken[owner]:
+            del self._taken[owner]
+
+
 class Admission:
     """Calls in progress. Full means a quick refusal with Retry-After, so that nobody waits in silence.
 

@@ -66,6 +66,7 @@ class App:
             shadows=self._shadows,
             pictures=self._pictures,
             jobs=JobLane(self._upstream),
+            min_body_rate=settings.min_body_rate,
         )
 
     @asynccontextmanager

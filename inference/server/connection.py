@@ -11,7 +11,9 @@ from inference.server.predict import Rest, Whole
 from inference.server.protocols import Headers
 
 MAX_HEAD_BYTES = 64 * 1024
-HEAD_S = 20.0
+HEAD_S = 10.0
+# A caller that takes nothing of its answer for so long is cut off: else its call would be in progress for ever.
+_UNREAD_S = 30.0
 # Larger bodies go the long way, on which they are refused before they are read.
 _SHORT_BYTES = 64 * 1024
 # How long a body that did not come with its head is waited for before the call is a task of its own.
@@ -33,7 +35,7 @@ class Application(Protocol):
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with a short way, and ended where a head grows past 64 kB or is not complete after 20 s.
+    """uvicorn's protocol with a short way, and ended where a head grows past 64 kB or is not complete after 10 s.
 
     The short way is for a call of a well-known address whose body comes with its head, or right behind it: it is
     answered while its last bytes are parsed, by a function call in place of a task, a queue of messages and an event.
@@ -55,6 +57,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _idle_timer: asyncio.TimerHandle | None = None
     _answered_at = 0.0
     _rest: Rest | None = None
+    _unread_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -62,11 +65,21 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
-        for timer in (self._body_timer, self._idle_timer):
+        for timer in (self._body_timer, self._idle_timer, self._unread_timer):
             if timer is not None:
                 timer.cancel()
         self._call = None
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread_timer = self.loop.call_later(_UNREAD_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:

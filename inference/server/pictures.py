@@ -3,12 +3,14 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
 from inference.contracts import VersionRoute
 from inference.errors import InferenceError
+from inference.server.admission import Shares
 
 if TYPE_CHECKING:
     from inference.runtime.pictures import DecodedPictures
@@ -27,21 +29,19 @@ class PreparedPictures:
 
 
 class PictureRoom:
-    """Threads that wait for the picture child. Used from the event loop."""
+    """Threads that wait for the picture child. Used from the event loop. Versions share the places in the queue."""
 
     def __init__(self, *, threads: int = THREADS, max_waiting: int = MAX_WAITING) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
-        self._max_waiting = max_waiting
-        self._waiting = 0
+        self._places = Shares(max_waiting)
 
     async def decode(self, pictures: list[bytes], version: VersionRoute, deadline: float) -> PreparedPictures:
         """The pictures as the version wants them. Raises a picture code, overloaded or deadline_exceeded."""
-        if self._waiting >= self._max_waiting:
+        if not self._places.take(version.id):
             raise InferenceError("overloaded", headers={"Retry-After": "1"})
-        self._waiting += 1
         # The thread goes on after a deadline or a hang-up, bounded by the child's own limits: it counts until it ends.
         work = asyncio.get_running_loop().run_in_executor(self._pool, _decode, pictures, version)
-        work.add_done_callback(self._done)
+        work.add_done_callback(partial(self._done, version.id))
         try:
             async with asyncio.timeout_at(deadline):
                 decoded = await asyncio.shield(work)
@@ -52,8 +52,8 @@ class PictureRoom:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _done(self, work: "asyncio.Future[DecodedPictures]") -> None:
-        self._waiting -= 1
+    def _done(self, version: str, work: "asyncio.Future[DecodedPictures]") -> None:
+        self._places.give_back(version)
         if not work.cancelled():
             # Asked for, so that a refusal nobody waits for any more is not reported as lost.
             work.exception()

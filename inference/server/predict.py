@@ -68,6 +68,8 @@ class Predictor:
     shadows: Shadows
     pictures: PictureRoom
     jobs: JobLane
+    # Bytes a second.
+    min_body_rate: int
     aside: Aside = field(default_factory=Aside)
     lines: Lines = field(default_factory=Lines)
 
@@ -248,7 +250,7 @@ class Predictor:
             self.admission.hold(ask.occupies, amount)
             ask.held_bytes += amount
 
-        return await read_body(receive, ask.headers, cap, ask.deadline, hold)
+        return await read_body(receive, ask.headers, cap, ask.deadline, hold, self.min_body_rate)
 
     async def _infer(
         self,

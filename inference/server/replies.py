@@ -28,6 +28,10 @@ _SKIP_BYTES = 64 * 1024
 BINARY_LENGTH = b"inference-header-content-length"
 _ALIGNMENT = 16
 _PIECE_BYTES = 512 * 1024
+# A body may be waited for so long in all, plus the time that it takes at the least rate.
+BODY_GRACE_S = 10.0
+# Who was too slow is not listened to any longer than it takes to hear the refusal.
+_CLOSE = {"Connection": "close"}
 
 
 class ClientGoneError(Exception):
@@ -82,11 +86,12 @@ async def refuse_unread(
     declared = headers.get(b"content-length", b"")
     bodiless = not declared and b"transfer-encoding" not in headers
     short = declared.isdigit() and int(declared) <= _SKIP_BYTES and b"expect" not in headers
-    if bodiless or short:
+    if bodiless or (short and "Connection" not in error.headers):
         await reply_error(send, error, request_id)
         return
     body = error_body(error, request_id)
-    lines = [*error_headers(error, request_id), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+    error.headers = {**error.headers, **_CLOSE}
+    lines = [*error_headers(error, request_id), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": error.status, "headers": lines})
     await send({"type": "http.response.body", "body": body, "more_body": True})
     if b"expect" not in headers:
@@ -111,11 +116,13 @@ async def read_body(
     cap: int,
     deadline: float,
     hold: Callable[[int], None],
+    min_rate: int,
 ) -> bytes:
     """The whole body, decompressed. `deadline` is the loop's clock; `hold` is told of bytes before they are kept.
 
     Raises InferenceError: too_large past `cap` bytes (before or after decompression), deadline_exceeded when the body
-    does not arrive in time, unsupported_media_type for an unknown Content-Encoding, bad_request for broken gzip.
+    does not arrive in time, body_too_slow when it takes longer than BODY_GRACE_S and `min_rate` bytes a second allow,
+    whatever the deadline, unsupported_media_type for an unknown Content-Encoding, bad_request for broken gzip.
     Raises ClientGoneError.
     """
     encoding = headers.get(b"content-encoding", b"identity").strip().lower()
@@ -125,7 +132,7 @@ async def read_body(
     if declared is not None and int(declared) > cap:
         raise too_large(cap)
     lead = _lead(headers) if encoding == b"identity" else b""
-    body = await _whole(receive, cap, deadline, hold, lead)
+    body = await _whole(receive, cap, deadline, hold, min_rate, lead)
     if encoding != b"identity" and body:
         body = _inflated(body, cap)
         hold(len(body))
@@ -145,13 +152,26 @@ def _lead(headers: dict[bytes, bytes]) -> bytes:
     return b" " * lead
 
 
-async def _whole(receive: Receive, cap: int, deadline: float, hold: Callable[[int], None], lead: bytes = b"") -> bytes:
+async def _whole(
+    receive: Receive, cap: int, deadline: float, hold: Callable[[int], None], min_rate: int, lead: bytes
+) -> bytes:
     """The body's pieces together, behind `lead`."""
+    give_up_at = asyncio.get_running_loop().time() + BODY_GRACE_S
     try:
-        async with asyncio.timeout_at(deadline):
-            return await _joined(receive, cap, hold, lead)
+        async with asyncio.timeout_at(min(deadline, give_up_at)) as patience:
+
+            def came(amount: int) -> None:
+                nonlocal give_up_at
+                hold(amount)
+                give_up_at += amount / min_rate
+                patience.reschedule(min(deadline, give_up_at))
+
+            return await _joined(receive, cap, came, lead)
     except TimeoutError:
-        raise InferenceError("deadline_exceeded", "The body did not arrive before the deadline.") from None
+        if give_up_at < deadline:
+            raise InferenceError("body_too_slow", headers=dict(_CLOSE)) from None
+        message = "The body did not arrive before the deadline."
+        raise InferenceError("deadline_exceeded", message, headers=dict(_CLOSE)) from None
 
 
 async def _joined(receive: Receive, cap: int, hold: Callable[[int], None], lead: bytes) -> bytes:

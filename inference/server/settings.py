@@ -27,7 +27,7 @@ class Settings:
     upstream: Path | None = None
     public_url: str = ""
     trusted_proxies: tuple[Network, ...] = ()
-    # Bytes a second that the body of a page's or the control API's request must bring.
+    # Bytes a second that a request's body must bring.
     min_body_rate: int = 16 * 1024
 
     @property

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from functools import partial
 from time import perf_counter
 from types import ModuleType
 
@@ -9,6 +10,7 @@ from inference import capture
 from inference.contracts import Lane, Outcome, Role, Source, SpoolRecord
 from inference.errors import InferenceError
 from inference.routing import uuid7
+from inference.server.admission import Shares
 from inference.server.asking import Ask
 from inference.server.held import HeldDeployment, HeldVersion
 from inference.server.metrics import Metrics
@@ -23,7 +25,9 @@ DEADLINE_S = 10.0
 
 
 class Shadows:
-    """Runs copies in the executor lane, which yields to live calls; when too many run, further ones are dropped."""
+    """Runs copies in the executor lane, which yields to live calls; when too many run, of all or of one
+    deployment, further ones are dropped.
+    """
 
     def __init__(
         self, spool: SpoolWriter, metrics: Metrics, pictures: PictureRoom, *, max_running: int = MAX_RUNNING
@@ -31,7 +35,7 @@ class Shadows:
         self._spool = spool
         self._metrics = metrics
         self._pictures = pictures
-        self._max_running = max_running
+        self._places = Shares(max_running)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(
@@ -47,14 +51,18 @@ class Shadows:
         """Begin the copies that the split wants of this call; returns at once."""
         for number in deployment.split.shadows_for(key):
             version = deployment.versions.get(number)
-            if version is None or version.model is None or len(self._tasks) >= self._max_running:
+            if version is None or version.model is None or not self._places.take(deployment.route.id):
                 name = deployment.route.name
                 self._metrics.counter("signalbox_shadows_dropped_total", deployment=name, version=number).add()
                 continue
             work = self._copy(ask, deployment, live, version, protocol, call, body)
             task = asyncio.get_running_loop().create_task(work)
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(self._ended, deployment.route.id))
+
+    def _ended(self, deployment: str, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._places.give_back(deployment)
 
     async def drain(self) -> None:
         """Wait for the copies under way."""

@@ -14,7 +14,16 @@ from yarl import URL
 from inference.errors import InferenceError
 from inference.limits import ADMITTED_HEADER, admitted_mark
 from inference.routing import uuid7
-from inference.server.replies import ClientGoneError, HeaderList, Receive, Scope, Send, reply, reply_error
+from inference.server.replies import (
+    BODY_GRACE_S,
+    ClientGoneError,
+    HeaderList,
+    Receive,
+    Scope,
+    Send,
+    reply,
+    reply_error,
+)
 from inference.server.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -52,8 +61,6 @@ MAX_CALLS = 512
 _CONNECT_S = 2.0
 # A caller that is silent for so long in the middle of a body would hold a connection for nothing.
 BODY_SILENT_S = 30.0
-# Waiting that any body is allowed, before the least rate of the settings is asked of it.
-BODY_GRACE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from inference.server.addresses import Address, Kind, is_ours, parse
-from inference.server.limits import RateLimits
 from inference.server.auth import Caller
+from inference.server.limits import RateLimits
 from inference.server.settings import BadSettingError, read
 from tests.inference.server.house import (
     CALLER,

@@ -49,7 +49,7 @@ async def received(headers: dict[bytes, bytes], body: bytes) -> bytes:
         return {"type": "http.request", "body": body[start:end], "more_body": end < len(body)}
 
     deadline = asyncio.get_running_loop().time() + 60
-    return await read_body(receive, headers, 64 * 1024 * 1024, deadline, lambda amount: None)
+    return await read_body(receive, headers, 64 * 1024 * 1024, deadline, lambda amount: None, 16 * 1024)
 
 
 def model(inputs: Arrays) -> Arrays:

@@ -5,12 +5,14 @@ knows that no further byte will come: the writer rotated it away or died. A kill
 page cache is the kernel's); a torn last line belongs to an answer that was never sent.
 """
 
+import asyncio
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,8 +31,18 @@ UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
+_log = logging.getLogger(__name__)
+
+# Told what became of a line: None, or what kept it from being written.
+Then = Callable[[Exception | None], None]
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(SpoolRecord)
+
+
+def encoded(record: SpoolRecord) -> bytes:
+    """A record as a line, without its end."""
+    return _encoder.encode(record)
 
 
 class SpoolWriter:
@@ -45,6 +57,7 @@ class SpoolWriter:
         self._fd = -1
         self._size = 0
         self.total_bytes = 0
+        self._soon: list[tuple[bytes, Then]] = []
         self._open()
 
     def append(self, record: SpoolRecord) -> None:
@@ -57,6 +70,36 @@ class SpoolWriter:
     def append_line(self, line: bytes) -> None:
         """Write a record that is JSON already, without a line's end in it. Raises as `append`."""
         self._write(line + b"\n")
+
+    def append_soon(self, line: bytes, then: Then) -> None:
+        """Write such a line with the others of this turn of the event loop, in one `write`; then tell what became of
+        it. Under load that is one system call for all calls whose requests came together.
+        """
+        self._soon.append((line, then))
+        if len(self._soon) == 1:
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        lines, self._soon = self._soon, []
+        if not lines:
+            return
+        whole: Exception | None = None
+        try:
+            self._write(b"\n".join([line for line, _ in lines]) + b"\n")
+        except Exception as error:  # boundary: each caller is told; where several lines did not fit, some still may
+            whole = error
+        for line, then in lines:
+            try:
+                then(whole if whole is None or len(lines) == 1 else self._tried(line))
+            except Exception:  # boundary: a fault in one call's end is not to keep the others from theirs
+                _log.exception("the end of a call failed")
+
+    def _tried(self, line: bytes) -> Exception | None:
+        try:
+            self.append_line(line)
+        except Exception as error:  # boundary: as in `_flush`
+            return error
+        return None
 
     def _write(self, buffer: bytes | bytearray) -> None:
         if self._fd < 0:
@@ -80,7 +123,9 @@ class SpoolWriter:
         self.close()
 
     def close(self) -> None:
-        """Release the file. What was appended stays for the readers."""
+        """Write what is to be written soon and release the file. What was appended stays for the readers."""
+        if self._soon:
+            self._flush()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -21,7 +21,7 @@ from inference.server.jobs import JobLane
 from inference.server.limits import KeyLimits
 from inference.server.metrics import Metrics, render
 from inference.server.pictures import PictureRoom
-from inference.server.predict import Predictor, Rest, Whole, find_deployment
+from inference.server.predict import Predictor, Reply, Rest, find_deployment
 from inference.server.protocols import Headers, v1, v2
 from inference.server.refusals import Refusals
 from inference.server.replies import JSON, Receive, Scope, Send, refuse_unread, reply, reply_error
@@ -116,9 +116,9 @@ class App:
         address = self._addresses.known(target)
         return address if address is not None and address.predicts and not self.holder.is_empty else None
 
-    def at_once(self, headers: Headers, address: Address, body: bytes) -> Whole | Rest:
+    def at_once(self, headers: Headers, address: Address, body: bytes, reply: Reply) -> Rest | None:
         """See `Predictor.at_once`."""
-        return self._predict.at_once(headers, address, body)
+        return self._predict.at_once(headers, address, body, reply)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -7,8 +7,9 @@ from typing import Any, Protocol, cast
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from inference.server.addresses import Address
-from inference.server.predict import Rest, Whole
+from inference.server.predict import Reply, Rest
 from inference.server.protocols import Headers
+from inference.server.replies import HeaderList
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_S = 10.0
@@ -30,7 +31,7 @@ class Application(Protocol):
     def call_address(self, target: bytes) -> Address | None:
         """The address of a prediction call whose request target (path, no query) is well known; else None."""
 
-    def at_once(self, headers: Headers, address: Address, body: bytes) -> Whole | Rest:
+    def at_once(self, headers: Headers, address: Address, body: bytes, reply: Reply) -> Rest | None:
         """See `Predictor.at_once`."""
 
 
@@ -53,6 +54,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _call: tuple[Headers, Address] | None = None
     _body = b""
     _body_timer: asyncio.TimerHandle | None = None
+    # Whether its answer is still to come; the next request of the connection has to wait for it.
+    _owes = False
     # An answer of the short way does not touch uvicorn's keep-alive timer, which costs as much as a prediction's log.
     _idle_timer: asyncio.TimerHandle | None = None
     _answered_at = 0.0
@@ -130,25 +133,28 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._body_timer is not None:
             self._body_timer.cancel()
             self._body_timer = None
-        answer = cast(Application, self.app).at_once(headers, address, self._body)
-        if isinstance(answer, tuple):
-            self._write(*answer)
-            return
-        self._rest = answer
-        self._begin_cycle()
-        super().on_message_complete()
+        self._owes = True
+        self._rest = cast(Application, self.app).at_once(headers, address, self._body, self._reply)
+        if self._rest is not None:
+            self._owes = False
+            self._begin_cycle()
+            super().on_message_complete()
 
     def _is_free(self) -> bool:
         """Whether an answer may be written at once, and the connection lives on."""
         return (
             (self.cycle is None or self.cycle.response_complete)
+            and not self._owes
             and not self._stopping
             and not self.flow.write_paused
             and self.parser.should_keep_alive()
             and self.parser.get_http_version() == "1.1"
         )
 
-    def _write(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    def _reply(self, status: int, headers: HeaderList, body: bytes) -> None:
+        self._owes = False
+        if self.transport.is_closing():
+            return
         lines = [b"%b: %b\r\n" % header for header in (*self.server_state.default_headers, *headers)]
         self.transport.write(
             b"%b%bcontent-length: %d\r\n\r\n%b" % (STATUS_LINE[status], b"".join(lines), len(body), body)

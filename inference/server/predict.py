@@ -44,12 +44,13 @@ from inference.server.replies import (
     unless_gone,
 )
 from inference.server.shadows import Shadows
-from inference.spool import SpoolWriter
+from inference.spool import SpoolWriter, encoded
 
 _log = logging.getLogger(__name__)
 
 # An answer: status, headers but for the length, body.
 Whole = tuple[int, HeaderList, bytes]
+Reply = Callable[[int, HeaderList, bytes], None]
 # The rest of a call, to be awaited as an ASGI application.
 Rest = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 
@@ -73,9 +74,9 @@ class Predictor:
     aside: Aside = field(default_factory=Aside)
     lines: Lines = field(default_factory=Lines)
 
-    def at_once(self, headers: Headers, address: Address, body: bytes) -> Whole | Rest:
-        """The answer to a call that is all here, where the model is quick and so nothing has to be awaited; of any
-        other call the rest of the work. Nothing is raised.
+    def at_once(self, headers: Headers, address: Address, body: bytes, reply: Reply) -> Rest | None:
+        """Answer a call that is all here, where the model is quick and so nothing has to be awaited: by `reply`, at the
+        latest when this turn of the event loop ends. Of any other call the rest of the work. Nothing is raised.
         """
         ask = Ask(headers, address)
         admitted = False
@@ -107,15 +108,30 @@ class Predictor:
                 answer = model.run_inline(call.inputs)
                 if cache is not None:
                     cache.keep(call, answer)
-            return 200, *self._finish(ask, routes, call, body, ask.record(), answer)
+            line, whole = self._finish(ask, routes, call, body, ask.record(), answer)
+            self.spool.append_soon(line, partial(self._logged, ask, call, body, answer, whole, reply))
+            admitted = False
+            return None
         except InferenceError as error:
-            return self._refusal(ask, error)
+            reply(*self._refusal(ask, error))
         except Exception:  # boundary: a fault of ours is one line in the log and a 500 that names it
             _log.exception("prediction failed: request %s", ask.request_id)
-            return self._refusal(ask, InferenceError("internal"))
+            reply(*self._refusal(ask, InferenceError("internal")))
         finally:
             if admitted:
                 self.admission.leave()
+        return None
+
+    def _logged(
+        self, ask: Ask, call: Call, body: bytes, answer: Answer, whole: Whole, reply: Reply, error: Exception | None
+    ) -> None:
+        """What `at_once` leaves for when the call is in the log, or cannot be."""
+        self.admission.leave()
+        if error is None:
+            self._served(ask, call, body, answer)
+        else:
+            whole = self._refusal(ask, _told(ask, error))
+        reply(*whole)
 
     def _begin(self, ask: Ask, routes: HeldRoutes) -> HeldDeployment:
         """Authenticate, find the deployment, check rights and limit, read the headers. Raises InferenceError."""
@@ -131,8 +147,8 @@ class Predictor:
 
     def _finish(
         self, ask: Ask, routes: HeldRoutes, call: Call, body: bytes, record: SpoolRecord, answer: Answer
-    ) -> tuple[HeaderList, bytes]:
-        """Encode, log, count: (headers, body) of the answer to a computed call. Raises InferenceError."""
+    ) -> tuple[bytes, Whole]:
+        """(the line for the log, the answer) of a computed call. Raises InferenceError."""
         deployment, version = ask.chosen()
         route = deployment.route
         # Encoded before it is spooled: what cannot be encoded is a refusal, and would else stand twice in the log.
@@ -147,15 +163,11 @@ class Predictor:
         record.rows = call.rows
         record.queue_ms = answer.queue_s * 1000
         record.compute_ms = answer.compute_s * 1000
-        seconds = monotonic() - ask.started
-        record.total_ms = seconds * 1000
+        record.total_ms = (monotonic() - ask.started) * 1000
         line = self.lines.line(record, route, version.route, call.inputs, answer.outputs)
-        if line is not None:
-            self.spool.append_line(line)
-        else:
+        if line is None:
             capture.fill(record, version.route, route.capture, call.inputs, answer.outputs)
-            self.spool.append(record)
-
+            line = encoded(record)
         headers: HeaderList = [
             (b"content-type", content_type),
             (b"x-prediction-id", ask.id.encode()),
@@ -168,14 +180,19 @@ class Predictor:
             headers.append((b"x-client-id", ask.client_id.encode()))
         if ask.allowance is not None:
             headers += ask.allowance.headers
+        return line, (200, headers, content)
+
+    def _served(self, ask: Ask, call: Call, body: bytes, answer: Answer) -> None:
+        """Count a call that is in the log, and begin its copies."""
+        deployment, version = ask.chosen()
         version.calls.add()
         version.rows.add(call.rows)
-        version.seconds.observe(seconds)
+        version.seconds.observe(monotonic() - ask.started)
         if not answer.cached:
             version.compute_seconds.observe(answer.compute_s)
         if deployment.split.shadow:
+            protocol = PROTOCOLS[ask.address.protocol]
             self.shadows.start(ask, deployment, version, ask.routing_key, protocol, call, body)
-        return headers, content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, address: Address) -> None:
         """The same for a call whose body is still to come, as an ASGI application."""
@@ -240,8 +257,10 @@ class Predictor:
             return
         record = ask.record()
         answer = await self._infer(ask, call, deployment, version, record, receive)
-        headers, content = self._finish(ask, routes, call, body, record, answer)
-        await reply(send, 200, headers, content)
+        line, whole = self._finish(ask, routes, call, body, record, answer)
+        self.spool.append_line(line)
+        self._served(ask, call, body, answer)
+        await reply(send, *whole)
 
     async def _read(self, ask: Ask, cap: int, receive: Receive) -> bytes:
         """The body as it arrives, its bytes counted in. Raises as `read_body`."""
@@ -313,6 +332,14 @@ class Predictor:
         name = ask.deployment.route.name if ask.deployment is not None else ""
         number = ask.version.route.number if ask.version is not None else ""
         self.metrics.counter("signalbox_calls_total", deployment=name, version=number, code=code).add()
+
+
+def _told(ask: Ask, error: Exception) -> InferenceError:
+    """What a caller is told of a line that could not be written."""
+    if isinstance(error, InferenceError):
+        return error
+    _log.error("prediction failed: request %s", ask.request_id, exc_info=error)
+    return InferenceError("internal")
 
 
 def _accept(ask: Ask, call: Call, route: DeploymentRoute) -> None:

@@ -1,5 +1,6 @@
 """A data-plane process's application in memory, with a small team of keys, and documents that a test writes itself."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import httpx
 import msgspec
+import uvicorn
 
 from inference.contracts import (
     Access,
@@ -28,6 +30,7 @@ from inference.runtime.onnx import load_model
 from inference.server.app import App
 from inference.server.auth import AccessTable
 from inference.server.cache import Caches, Clock
+from inference.server.connection import BoundedHttpProtocol
 from inference.server.held import HeldRoutes
 from inference.server.settings import Settings
 from inference.spool import SpoolReader
@@ -167,6 +170,29 @@ async def open_house(home: Path, clock: Clock = monotonic, **settings: Any) -> A
             yield House(home, app, client, Caches(app.metrics, clock))
         finally:
             await app.stop()
+
+
+@asynccontextmanager
+async def listening(house: House, **options: Any) -> AsyncIterator[int]:
+    """The house behind a real socket, with the protocol of the front door; its port."""
+    config = uvicorn.Config(
+        house.app,
+        http=BoundedHttpProtocol,
+        port=0,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        **options,
+    )
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # uvicorn offers no other way
+    task = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110  # uvicorn tells it by nothing else
+        await asyncio.sleep(0.01)
+    yield int(server.servers[0].sockets[0].getsockname()[1])
+    server.should_exit = True
+    await task
 
 
 async def call_asgi(app: Any, path: str, messages: list[dict[str, Any]], **scope: Any) -> list[dict[str, Any]]:

@@ -3,20 +3,17 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from aiohttp import web
 
 from inference.limits import ADMITTED_HEADER, admitted_mark
 from inference.server import upstream
-from inference.server.connection import BoundedHttpProtocol
 from inference.server.settings import Settings
 from inference.server.upstream import forwarded
-from tests.inference.server.house import House, open_house, settings_of
+from tests.inference.server.house import House, listening, open_house, settings_of
 from tests.inference.server.upstreams import ControlPlane, control, house
 
 __all__ = ["control", "house"]
@@ -199,28 +196,6 @@ async def test_a_caller_that_falls_silent_within_its_body_is_let_go(
     async with asyncio.timeout(10):
         await house.app({**scope, "raw_path": b"/accounts/login/"}, receive, send)
     assert (sent[0]["status"], (b"connection", b"close") in sent[0]["headers"]) == (408, True)
-
-
-@asynccontextmanager
-async def listening(house: House) -> AsyncIterator[int]:
-    """The house behind a real socket, with the protocol of the front door; its port."""
-    config = uvicorn.Config(
-        house.app,
-        http=BoundedHttpProtocol,
-        port=0,
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-    )
-    server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # uvicorn offers no other way
-    task = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110  # uvicorn tells it by nothing else
-        await asyncio.sleep(0.01)
-    yield int(server.servers[0].sockets[0].getsockname()[1])
-    server.should_exit = True
-    await task
 
 
 async def test_bodies_that_trickle_are_refused_and_their_connections_given_back(

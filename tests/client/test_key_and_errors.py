@@ -156,6 +156,7 @@ def test_an_answer_of_something_else_is_a_server_error(content: bytes) -> None:
         {"client_id": "x" * 129},
         {"client_id": "a\nb"},
         {"sticky_key": ""},
+        {"rehearse": "500"},
         {"idempotency_key": "\ud800"},
         {"context": {"a": "b,c"}},
         {"context": {"a=b": "c"}},

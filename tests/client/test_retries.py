@@ -51,6 +51,12 @@ def test_what_says_retryable_is_tried_again_with_the_same_idempotency_key(status
     assert (len(driven.sent), len(keys)) == (3, 1)
 
 
+def test_a_rehearsed_refusal_is_asked_for_with_every_attempt() -> None:
+    driven = Driven([refused(503), predicted()])
+    asked(driven, rehearse="503")
+    assert [request.headers["X-Test-Outcome"] for request in driven.sent] == ["503", "503"]
+
+
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [

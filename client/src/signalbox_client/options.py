@@ -15,6 +15,7 @@ _MOST_ID = 128
 _MOST_IDEMPOTENCY_KEY = 255
 _CONTEXT = (8, 64, 256)
 _MOST_DEADLINE_MS = 300_000
+_OUTCOMES = ("429", "503", "504", "slow")
 # The server is told a little less than is left, so that its own answer at the deadline still arrives.
 _WAY_SHARE, _WAY_S = 0.1, 0.2
 
@@ -30,6 +31,7 @@ class CallOptions(TypedDict, total=False):
     idempotency_key: calls with the same one count once, and jobs are made once; one is made for each call by default.
     context: at most 8 pairs to look at the log by; names to 64 and values to 256 characters.
     request_id: your trace's id, echoed and logged, at most 128 characters.
+    rehearse: "429", "503", "504" or "slow": with a test key the call ends like that; with a live key nothing changes.
     version, label: pins a version by number or by label, which needs a key with the scope `pin`.
     """
 
@@ -40,6 +42,7 @@ class CallOptions(TypedDict, total=False):
     idempotency_key: str | None
     context: Mapping[str, str] | None
     request_id: str | None
+    rehearse: str | None
     version: int | None
     label: str | None
 
@@ -92,6 +95,10 @@ def options_of(given: CallOptions, *, retries: int, deadline_s: float | None) ->
         headers.append((b"X-Client-Id", _text("client_id", client_id, _MOST_ID)))
     if (request_id := given.get("request_id")) is not None:
         headers.append((b"X-Request-Id", _text("request_id", request_id, _MOST_ID)))
+    if (outcome := given.get("rehearse")) is not None:
+        if outcome not in _OUTCOMES:
+            raise ValueError(f"rehearse is one of {', '.join(_OUTCOMES)}.")
+        headers.append((b"X-Test-Outcome", outcome.encode()))
     if context := given.get("context"):
         headers.append((b"X-Context", _context(context)))
     asked = given.get("retries")

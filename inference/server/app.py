@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from time import time
+from typing import TYPE_CHECKING
 
 from inference.errors import InferenceError
 from inference.registry import ArtifactStore, Registry
@@ -15,6 +16,7 @@ from inference.runtime.loading import load
 from inference.server.addresses import Address, Addresses, Kind, is_ours
 from inference.server.admission import Admission
 from inference.server.asking import Ask, Retries
+from inference.server.cache import Caches
 from inference.server.documents import Follower
 from inference.server.held import Holder
 from inference.server.jobs import JobLane
@@ -30,6 +32,9 @@ from inference.server.shadows import Shadows
 from inference.server.upstream import Upstream
 from inference.snapshot import derive_secret
 from inference.spool import SpoolWriter
+
+if TYPE_CHECKING:
+    from inference.server.shared_cache import SharedCache
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +53,8 @@ class App:
         self.holder = Holder()
         self.metrics = Metrics(settings.run / "metrics")
         self.spool = SpoolWriter(settings.spool)
+        self._shared_cache = _shared_cache(settings)
+        self._caches = Caches(self.metrics, shared=self._shared_cache)
         self.registry = Registry(ArtifactStore(settings.artifacts), load)
         self.admission = Admission()
         self.refusals = Refusals(self.spool)
@@ -79,6 +86,7 @@ class App:
             holder=self.holder,
             registry=self.registry,
             metrics=self.metrics,
+            caches=self._caches,
             quotas=self._limits.quotas,
         )
         tasks = [asyncio.create_task(follower.run()), asyncio.create_task(self._tick())]
@@ -110,6 +118,8 @@ class App:
         self.registry.close()
         if self._upstream is not None:
             await self._upstream.close()
+        if self._shared_cache is not None:
+            await self._shared_cache.close()
 
     def call_address(self, target: bytes) -> Address | None:
         """The address of a prediction call that was answered here before, while this process holds anything."""
@@ -241,6 +251,15 @@ class App:
             self.holder.ready = False
             self.admission.stopping = True
             _log.critical("a background task ended", exc_info=error)
+
+
+def _shared_cache(settings: Settings) -> "SharedCache | None":
+    """The client of Redis is imported where it is wanted: it takes some megabytes."""
+    if not settings.cache_redis_url:
+        return None
+    from inference.server.shared_cache import SharedCache
+
+    return SharedCache(settings.cache_redis_url, settings.secret_key)
 
 
 def _is_loopback(address: str) -> bool:

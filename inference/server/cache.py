@@ -4,19 +4,19 @@ An answer is found again by the version and by what the model was given: names, 
 so that JSON and binary forms of one input are one. Who asks is no part of it, but each deployment keeps its own: what
 one team asks neither answers another nor is told by how long an answer takes.
 
-Kept in the process, within a budget of bytes for each deployment; least recently used leave first. A failure is never
-kept. Shadow copies are neither answered from here nor kept: they are there to be computed.
+Kept in the process, within a budget of bytes for each deployment; least recently used leave first. Where an
+installation says so, what was computed in the executor lane is shared through Redis too. A failure is never kept.
+Shadow copies are neither answered from here nor kept: they are there to be computed.
 """
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import blake2b
 from sys import getsizeof
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ from inference.errors import InferenceError
 from inference.runs import Answer, Arrays
 from inference.server.metrics import Counter, Metrics
 from inference.server.protocols import Call
+
+if TYPE_CHECKING:
+    from inference.server.shared_cache import SharedCache
 
 # A larger answer is not kept: it is copied on the event loop, and would push out many.
 MOST_ANSWER_BYTES = 1024 * 1024
@@ -43,7 +46,7 @@ def digest_of(version: VersionRoute, inputs: Arrays) -> bytes:
     for name, array in sorted(inputs.items()):
         found.update(f"{name!r}{array.dtype.str}{array.shape}".encode())
         if array.dtype.kind == "O":
-            texts = [_utf8(text) for text in array.ravel().tolist()]
+            texts = [utf8(text) for text in array.ravel().tolist()]
             found.update(repr([len(text) for text in texts]).encode())
             found.update(b"".join(texts))
         else:
@@ -51,7 +54,8 @@ def digest_of(version: VersionRoute, inputs: Arrays) -> bytes:
     return found.digest()
 
 
-def _utf8(text: Any) -> bytes:
+def utf8(text: Any) -> bytes:
+    """An element of a BYTES tensor as bytes."""
     return text if isinstance(text, bytes) else str(text).encode("utf-8", "surrogatepass")
 
 
@@ -99,8 +103,8 @@ class ResponseCache:
         self._kept.move_to_end(digest)
         return kept.answer
 
-    def keep(self, digest: bytes, outputs: Arrays, version: "VersionCache") -> None:
-        """Keep a copy, unless it is too large; what was used least recently makes room."""
+    def keep(self, digest: bytes, outputs: Arrays, version: "VersionCache", age_s: float = 0.0) -> None:
+        """Keep a copy, unless it is too large; what was used least recently makes room. `age_s`: since the run."""
         ttl_s, most_bytes = self.bounds
         size = _size(outputs)
         if size > min(most_bytes, MOST_ANSWER_BYTES):
@@ -114,7 +118,7 @@ class ResponseCache:
                 break
             self._drop(oldest)
         answer = Answer({name: _frozen(array) for name, array in outputs.items()}, 0.0, 0.0, cached=True)
-        self._kept[digest] = _Kept(answer, size, now + ttl_s, version)
+        self._kept[digest] = _Kept(answer, size, now + ttl_s - age_s, version)
         self.size += size
         self._held_bytes.set(self.size)
 
@@ -151,6 +155,8 @@ class VersionCache:
     store: ResponseCache
     _hits: Counter
     _misses: Counter
+    _shared: "SharedCache | None" = None
+    _scope: str = ""
     left: bool = False
     _flights: dict[bytes, _Flight] = field(default_factory=dict)
 
@@ -180,16 +186,17 @@ class VersionCache:
         flight = self._flights.get(call.digest)
         first = flight is None
         if flight is None:
-            flight = self._flights[call.digest] = _Flight(loop.create_task(run()))
-            flight.run.add_done_callback(partial(self._landed, call, flight))
+            flight = self._flights[call.digest] = _Flight(loop.create_task(self._fly(call, run)))
+            flight.run.add_done_callback(self._landed)
         flight.waiting += 1
         try:
             await asyncio.wait([flight.run], timeout=max(0.0, deadline - arrived))
         finally:
             flight.waiting -= 1
-            if not flight.waiting and not flight.run.done():
-                self._forget(call.digest, flight)
+            if not flight.waiting:
                 flight.run.cancel()
+            if (not flight.waiting or flight.run.done()) and self._flights.get(call.digest) is flight:
+                del self._flights[call.digest]
         if not flight.run.done():
             raise InferenceError("deadline_exceeded")
         if first:
@@ -206,21 +213,38 @@ class VersionCache:
         self._misses.add()
         return b"x-cache", b"miss"
 
-    def _landed(self, call: Call, flight: _Flight, run: "asyncio.Task[Answer]") -> None:
-        self._forget(call.digest, flight)
-        if not run.cancelled() and run.exception() is None:
-            self.keep(call, run.result())
+    async def _fly(self, call: Call, run: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
+        """Out of Redis, else by a run. Either is kept, and what was computed shared."""
+        shared, ttl_s = self._shared, self.store.bounds[0]
+        if shared is None:
+            answer = await run()
+            self.keep(call, answer)
+            return answer
+        name = shared.name(self._scope, call.digest)
+        found = await shared.find(name)
+        if found is not None and found.age_s < ttl_s:
+            if not self.left:
+                self.store.keep(call.digest, found.outputs, self, found.age_s)
+            return Answer(found.outputs, 0.0, 0.0, cached=True)
+        answer = await run()
+        self.keep(call, answer)
+        if _size(answer.outputs) <= MOST_ANSWER_BYTES:
+            shared.put(name, answer.outputs, ttl_s)
+        return answer
 
-    def _forget(self, digest: bytes, flight: _Flight) -> None:
-        if self._flights.get(digest) is flight:
-            del self._flights[digest]
+    @staticmethod
+    def _landed(run: "asyncio.Task[Answer]") -> None:
+        """Asked for, so that a failure nobody waits for any more is not reported as lost."""
+        if not run.cancelled():
+            run.exception()
 
 
 class Caches:
     """The caches of this process, by deployment. They outlive a change of routes that does not concern them."""
 
-    def __init__(self, metrics: Metrics, clock: Clock = monotonic) -> None:
+    def __init__(self, metrics: Metrics, clock: Clock = monotonic, shared: "SharedCache | None" = None) -> None:
         self._metrics = metrics
+        self._shared = shared
         self._clock = clock
         self._stores: dict[str, ResponseCache] = {}
         self._versions: dict[tuple[str, str, str], VersionCache] = {}
@@ -258,7 +282,9 @@ class Caches:
     def _version(self, route: DeploymentRoute, version: VersionRoute, store: ResponseCache) -> VersionCache:
         labels: dict[str, str | int] = {"deployment": route.name, "version": version.number}
         hits = self._metrics.counter("signalbox_cache_hits_total", **labels)
-        return VersionCache(version, store, hits, self._metrics.counter("signalbox_cache_misses_total", **labels))
+        misses = self._metrics.counter("signalbox_cache_misses_total", **labels)
+        # With the setting in it, so that another one begins anew there too.
+        return VersionCache(version, store, hits, misses, self._shared, f"{route.id} {route.cache_ttl_s}")
 
 
 def _key(route: DeploymentRoute, version: VersionRoute) -> tuple[str, str, str]:

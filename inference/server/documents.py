@@ -96,6 +96,7 @@ class Follower:
         holder: Holder,
         registry: Registry,
         metrics: Metrics,
+        caches: Caches,
         quotas: Quotas,
     ) -> None:
         """`home`: the folder in which the last documents are kept (home/run/documents)."""
@@ -108,7 +109,7 @@ class Follower:
         self._registry = registry
         self._metrics = metrics
         self._usage = Usage(quotas)
-        self._caches = Caches(metrics)
+        self._caches = caches
         # What is held and reported
         self._active = Routes(generation=0)
         self._prepared: Routes | None = None

@@ -29,6 +29,8 @@ class Settings:
     trusted_proxies: tuple[Network, ...] = ()
     # Bytes a second that a request's body must bring.
     min_body_rate: int = 16 * 1024
+    # Redis, where kept answers are shared through it; else "".
+    cache_redis_url: str = ""
 
     @property
     def artifacts(self) -> Path:
@@ -85,7 +87,21 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
         public_url=public_url,
         min_body_rate=_number(environ, "SIGNALBOX_MIN_BODY_KIB_S", 16, 1, 1024 * 1024) * 1024,
         trusted_proxies=_networks(_value(environ, "SIGNALBOX_TRUSTED_PROXIES")),
+        cache_redis_url=_cache_redis_url(environ),
     )
+
+
+def _cache_redis_url(environ: Mapping[str, str]) -> str:
+    wanted = _value(environ, "SIGNALBOX_CACHE_REDIS", "0")
+    if wanted == "0":
+        return ""
+    url = _value(environ, "REDIS_URL") if wanted == "1" else wanted
+    # Celery's words for a Unix socket, in which the control plane gives the embedded Redis.
+    if url.startswith("redis+socket://"):
+        url = url.replace("redis+socket", "unix", 1).replace("virtual_host=", "db=", 1)
+    if urlsplit(url).scheme not in ("redis", "rediss", "unix"):
+        raise BadSettingError("SIGNALBOX_CACHE_REDIS is 0, 1 (which needs REDIS_URL), or redis://host:6379/0.")
+    return url
 
 
 def _default_processes() -> int:

@@ -14,6 +14,7 @@ from inference.contracts import Lane
 from inference.errors import InferenceError
 from inference.server import replies
 from inference.server.admission import Admission, Shares
+from inference.server.predict import Whole
 from tests.inference import toys
 from tests.inference.server.house import BODY, LIMITED, OWNER, House, deployment, key, linear, open_house, version
 
@@ -271,10 +272,11 @@ def test_a_full_house_refuses_on_the_short_way_without_reading_on(tmp_path: Path
             address = house.app._addresses.find(b"/v1/models/toy:predict")
             assert address is not None
             headers = {b"authorization": f"Bearer {OWNER}".encode()}
-            answer = house.app.at_once(headers, address, b"this is never parsed")
+            answers: list[Whole] = []
+            rest = house.app.at_once(headers, address, b"this is never parsed", lambda *whole: answers.append(whole))
             house.app.admission.calls = 0
-            assert isinstance(answer, tuple)
-            status, sent, body = answer
+            assert rest is None
+            [(status, sent, body)] = answers
             assert (status, json.loads(body)["code"]) == (503, "overloaded")
             assert (b"retry-after", b"1") in sent
 

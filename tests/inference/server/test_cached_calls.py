@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from inference.contracts import Lane, Source
+from inference.server.aside import LARGE_BYTES
 from tests.inference import toys
 from tests.inference.server.house import OUTSIDER, TESTER, House, deployment, linear, open_house, version
 from tests.inference.server.test_metrics import lines
@@ -132,6 +133,17 @@ async def test_shadows_are_computed_for_hits_too(house: House, tmp_path: Path) -
     shadows = [record for record in house.records() if record.shadow_of]
     assert len(shadows) == 3
     assert all(record.compute_ms > 0 and not record.cached for record in shadows)
+
+
+async def test_a_large_input_is_found_too(house: House, tmp_path: Path) -> None:
+    await house.hold(deployment(version(tmp_path, 1, toys.dynamic()), cache_ttl_s=TTL_S), generation=2)
+    numbers = np.ones(LARGE_BYTES, "<f4")
+    tensor = {"name": "x", "shape": [1, numbers.size], "datatype": "FP32"}
+    head = b'{"inputs": [%s]}' % orjson.dumps({**tensor, "parameters": {"binary_data_size": numbers.nbytes}})
+    for expected in ("miss", "hit"):
+        answer = await house.post(V2, head + numbers.tobytes(), Inference_Header_Content_Length=str(len(head)))
+        assert answer.headers["x-cache"] == expected
+        assert answer.json()["outputs"][0]["data"] == [float(LARGE_BYTES)]
 
 
 async def test_a_refusal_of_the_model_is_not_kept(house: House, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import numpy as np
 import pytest
 import redis.asyncio
@@ -19,6 +20,7 @@ from inference.server.protocols import Call
 from inference.server.settings import BadSettingError, read
 from inference.server.shared_cache import SharedCache
 from tests.inference.server.house import deployment, linear, with_fields
+from tests.inference.server.publishing import Publisher, open_door, until
 
 TTL_S = 60.0
 OUTPUTS: Arrays = {
@@ -209,6 +211,25 @@ async def test_it_is_asked_again_when_it_answers(redis_at: str, secret: str, mon
         assert shared._reviving is not None
         await shared._reviving
         assert not shared.is_away
+
+
+def test_a_front_door_finds_what_the_one_before_it_computed(redis_at: str, database_url: str, tmp_path: Path) -> None:
+    publisher = Publisher(database_url)
+    publisher.access()
+    publisher.routes(1, deployment(linear(tmp_path), lane=Lane.EXECUTOR, cache_ttl_s=600.0, id=uuid4().hex))
+
+    def told(client: httpx.Client, number: int) -> str:
+        answer = client.post("/v1/models/toy:predict", json={"instances": [[float(number), 2.0, 3.0]]})
+        assert answer.json() == {"predictions": [[number + 1.5]]}
+        return answer.headers["x-cache"]
+
+    with open_door(tmp_path, database_url, SIGNALBOX_CACHE_REDIS=redis_at) as door, door.client() as client:
+        until(lambda: publisher.state(1)[0] == "active", "the routes")
+        assert {told(client, number) for number in range(300)} == {"miss"}
+    # Each number once, so that the process itself keeps none: a busy machine's Redis may be too late for some.
+    numbers = iter(range(300))
+    with open_door(tmp_path, database_url, SIGNALBOX_CACHE_REDIS=redis_at) as door, door.client() as client:
+        until(lambda: told(client, next(numbers)) == "hit", "an answer of the door before")
 
 
 @pytest.mark.unit

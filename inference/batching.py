@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 from collections import deque
 from concurrent.futures import Executor, Future
-from math import sqrt
+from math import ceil, sqrt
 
 from inference.errors import InferenceError
 from inference.pacing import Arrivals, CostModel, worth_waiting_s
@@ -33,6 +33,11 @@ from inference.slots import Slots, Turn
 
 # Calls that may wait for one model in one process; the next is refused at once.
 MAX_WAITING = 256
+# The next is refused too where the work ahead of it would take more than this part of the time that it has: so who is
+# taken on is answered in time, and an overload of callers with the usual deadline of 10 s is over 4 s after its end.
+MAX_BEHIND = 0.4
+# Less than so many seconds of work is no reason: calls of short deadlines leave by themselves.
+_LEAST_BEHIND_S = 1.0
 # Nobody waits: a large call goes in slices of about this many seconds, so that a newcomer is not long behind it.
 _SLICE_S = 0.05
 # A call is refused when less than this part of its expected run is left. At most once a second one is tried all the
@@ -92,6 +97,9 @@ class Batcher:
             raise InferenceError("overloaded", headers={"Retry-After": "1"})
         loop = asyncio.get_running_loop()
         now = loop.time()
+        most_s = max(_LEAST_BEHIND_S, MAX_BEHIND * (deadline - now))
+        if self.waiting > 1 and (behind_s := self._behind_s(most_s)) > most_s:
+            raise InferenceError("overloaded", headers={"Retry-After": str(ceil(behind_s))})
         self._refuse_hopeless(now, deadline, rows)
         item = Item(inputs, rows, self._form(inputs, bounds), loop.create_future(), deadline, bounds, now)
         self._arrivals.add(now, rows)
@@ -104,6 +112,21 @@ class Batcher:
             expiry.cancel()
             item.future.cancel()
             self._leave(item)
+
+    def _behind_s(self, most_s: float) -> float:
+        """Seconds until all who wait have had a run, of a large call its next slice.
+
+        0 where that is surely below `most_s`, which is cheap to tell.
+        """
+        if not self._batched:
+            alone_s = sum(self.cost.seconds(item.left) for item in self._waiting if item.queued)
+            return alone_s / self._concurrency
+        most = self._waiting[0].bounds.max_rows
+        if self.waiting * self.cost.seconds(most) <= most_s * self._concurrency:
+            return 0.0
+        rows = sum(min(item.left, most) for item in self._waiting if item.queued)
+        shared = self.cost.best_rows(most)
+        return rows * self.cost.seconds(shared) / shared / self._concurrency
 
     def _refuse_hopeless(self, now: float, deadline: float, rows: int) -> None:
         left_s = deadline - now

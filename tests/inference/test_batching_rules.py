@@ -215,3 +215,39 @@ async def test_a_run_is_held_back_no_longer_than_the_bound(
     batcher = Batcher(lambda inputs: inputs, pool, batched=True)
     answers = await asyncio.gather(*(batcher.submit(rows(n), 1, later(), Bounds(64, 0.01)) for n in range(3)))
     assert [answer.outputs["x"].item() for answer in answers] == [0.0, 1.0, 2.0]
+
+
+async def test_who_would_wait_too_long_is_refused_with_the_time_to_come_back(pool: ThreadPoolExecutor) -> None:
+    run = Gated()
+    batcher = Batcher(run, pool, batched=False, cost=CostModel())
+    for _ in range(3):
+        batcher.cost.observe(1, 0.9)
+    running = ask(batcher, 0)
+    await run.next_run()
+    held = [ask(batcher, value, seconds=60) for value in range(1, 4)]
+    await asyncio.sleep(0)
+    with pytest.raises(InferenceError) as refused:
+        await ask(batcher, 9, seconds=5)
+    patient = ask(batcher, 10, seconds=60)
+    assert (refused.value.code, refused.value.headers) == ("overloaded", {"Retry-After": "3"})
+    for _ in range(5):
+        run.gate.release()
+    assert [answer.run_rows for answer in await asyncio.gather(running, patient, *held)] == [1] * 5
+
+
+async def test_a_large_call_that_waits_counts_as_its_next_slice(pool: ThreadPoolExecutor) -> None:
+    run = Gated()
+    batcher = Batcher(run, pool, batched=True, cost=CostModel())
+    for count in (1, 64, 64, 1):
+        batcher.cost.observe(count, 0.001 * count)
+    running = ask(batcher, 0)
+    await run.next_run()
+    held = [ask(batcher, 1, 100_000), ask(batcher, 2), ask(batcher, 3)]
+    await asyncio.sleep(0)
+    newcomer = ask(batcher, 4)
+    await asyncio.sleep(0)
+    assert not newcomer.done()
+    held[0].cancel()
+    for _ in range(10):
+        run.gate.release()
+    await asyncio.gather(running, newcomer, *held[1:])

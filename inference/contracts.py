@@ -288,8 +288,16 @@ class SpoolFacts(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"sche
     schema: int = SCHEMA_VERSION
 
 
+class Packed(msgspec.Struct, array_like=True):
+    """A call's tensors as they lie in memory (base64 in the line); what they are, `inference.packing` says."""
+
+    layout: msgspec.Raw
+    input: bytes
+    outputs: list[bytes]
+
+
 class SpoolRecord(SpoolFacts, kw_only=True, omit_defaults=True):
-    """One line of the spool, as it is written.
+    """One line of the spool, as it is written: with `packed` or else with the fields that are made from it.
 
     Rows of one call share one record: `inputs` is {column or tensor name: list over rows}, `outputs` the same by name;
     both are absent where the policy keeps none.
@@ -301,6 +309,7 @@ class SpoolRecord(SpoolFacts, kw_only=True, omit_defaults=True):
     # Numbers per column over rows (None for missing), for scores the labelled outputs.
     features: dict[str, list[Any]] | None = None
     scores: dict[str, list[Any]] | None = None
+    packed: Packed | None = None
 
 
 class SpoolLine(SpoolFacts, kw_only=True, omit_defaults=True):
@@ -310,6 +319,7 @@ class SpoolLine(SpoolFacts, kw_only=True, omit_defaults=True):
     outputs: msgspec.Raw = msgspec.Raw()
     features: msgspec.Raw = msgspec.Raw()
     scores: msgspec.Raw = msgspec.Raw()
+    packed: Packed | None = None
 
 
 class ReportCheck(Frozen, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ import msgspec
 
 from inference.contracts import SpoolRecord
 from inference.errors import InferenceError
+from inference.packing import spelled
 
 SUFFIX = ".spool"
 ROTATE_BYTES = 64 * 1024 * 1024
@@ -168,7 +169,11 @@ class Chunk:
         found = []
         for line in self.lines:
             with contextlib.suppress(*UNREADABLE):
-                found.append(_decoder.decode(line))
+                record = _decoder.decode(line)
+                if record.packed is not None:
+                    made = spelled(record.packed)
+                    record = msgspec.structs.replace(record, packed=None, **msgspec.structs.asdict(made))
+                found.append(record)
         return found
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from controlplane.predictions.cleaning import clean_json, clean_text
 from inference.contracts import Outcome, Role, Source, SpoolLine
+from inference.packing import spell_out
 from inference.spool import UNREADABLE
 
 INT32 = 2**31 - 1
@@ -137,7 +138,11 @@ def sort_out(lines: Sequence[bytes], now: datetime) -> Sorted:
     for line in lines:
         try:
             record = _line.decode(line)
-            features, scores = _columns(record.features), _columns(record.scores)
+            if record.packed is None:
+                features, scores = _columns(record.features), _columns(record.scores)
+            else:
+                made = spell_out(record)
+                features, scores = made.features, made.scores or {}
         except UNREADABLE:
             found.bad.append(line)
             continue

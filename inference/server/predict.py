@@ -13,6 +13,7 @@ from inference.batching import Answer
 from inference.contracts import DeploymentRoute, Lane, Source, SpoolRecord
 from inference.errors import InferenceError
 from inference.limits import Allowance
+from inference.packing import Packer
 from inference.registry import cells_of
 from inference.server.addresses import Address
 from inference.server.admission import Admission
@@ -22,7 +23,6 @@ from inference.server.auth import Caller
 from inference.server.held import HeldDeployment, HeldRoutes, HeldVersion, Holder
 from inference.server.jobs import JobLane
 from inference.server.limits import KeyLimits
-from inference.server.lines import Lines
 from inference.server.metrics import Metrics
 from inference.server.pictures import PictureRoom
 from inference.server.protocols import Call, Headers
@@ -72,7 +72,7 @@ class Predictor:
     # Bytes a second.
     min_body_rate: int
     aside: Aside = field(default_factory=Aside)
-    lines: Lines = field(default_factory=Lines)
+    packer: Packer = field(default_factory=Packer)
 
     def at_once(self, headers: Headers, address: Address, body: bytes, reply: Reply) -> Rest | None:
         """Answer a call that is all here, where the model is quick and so nothing has to be awaited: by `reply`, at the
@@ -164,10 +164,9 @@ class Predictor:
         record.queue_ms = answer.queue_s * 1000
         record.compute_ms = answer.compute_s * 1000
         record.total_ms = (monotonic() - ask.started) * 1000
-        line = self.lines.line(record, route, version.route, call.inputs, answer.outputs)
-        if line is None:
+        if not self.packer.pack(record, route, version.route, call.inputs, answer.outputs):
             capture.fill(record, version.route, route.capture, call.inputs, answer.outputs)
-            line = encoded(record)
+        line = encoded(record)
         headers: HeaderList = [
             (b"content-type", content_type),
             (b"x-prediction-id", ask.id.encode()),

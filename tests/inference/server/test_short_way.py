@@ -162,7 +162,7 @@ async def test_an_answer_that_cannot_be_logged_is_not_given(house: House, monkey
         write = os.write
 
         def full(fd: int, content: bytes) -> int:
-            if b'"outputs"' in content or b'"scores"' in content:
+            if b'"packed"' in content:
                 raise OSError(errno.ENOSPC, "no space")
             return write(fd, content)
 

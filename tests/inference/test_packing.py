@@ -1,0 +1,197 @@
+"""A packed record says, once it is spelled out, what the filled record says; or it is not packed."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from inference import capture
+from inference.contracts import (
+    Activation,
+    CapturePolicy,
+    Column,
+    Signature,
+    Source,
+    SpoolLine,
+    SpoolRecord,
+    Task,
+    TensorSpec,
+    VersionRoute,
+)
+from inference.contracts import Datatype as D
+from inference.packing import Packer, spell_out, spelled
+from inference.spool import SpoolReader, SpoolWriter
+from tests.inference.server.house import deployment, with_fields
+
+pytestmark = pytest.mark.unit
+
+NAMES = ("amount", "50% off", 'a "quoted" ü')
+ROW = np.array([[0.1, -2.5e-7, 3.0]], dtype=np.float32)
+ANSWER = {"label": np.array([1]), "probabilities": np.array([[0.25, 0.75]], dtype=np.float32)}
+
+
+def version(**fields: Any) -> VersionRoute:
+    signature = Signature(
+        inputs=(TensorSpec(name="x", datatype=D.FP32, shape=(-1, 3)),),
+        outputs=(
+            TensorSpec(name="label", datatype=D.INT64, shape=(-1,)),
+            TensorSpec(name="probabilities", datatype=D.FP32, shape=(-1, 2)),
+        ),
+        score_output=1,
+    )
+    usual: dict[str, Any] = {
+        "signature": signature,
+        "task": Task.TABULAR_CLASSIFICATION,
+        "labels": ("ok", "fraud"),
+        "columns": tuple(Column(name=name) for name in NAMES),
+    }
+    return VersionRoute(id="v-100%", model="m", number=2, artifact_sha256="00", artifact_bytes=1, **{**usual, **fields})
+
+
+def record(**fields: Any) -> SpoolRecord:
+    usual: dict[str, Any] = {
+        "id": "01900000-0000-7000-8000-000000000001",
+        "at": 1_700_000_000.25,
+        "source": Source.TEST,
+        "deployment_id": "d-%s",
+        "version_id": "v-100%",
+        "version": 2,
+        "key_id": "k%b",
+        "routes_generation": 3,
+        "revision": 4,
+        "compute_ms": 0.125,
+        "total_ms": 1.5,
+    }
+    return SpoolRecord(**{**usual, **fields})
+
+
+READ = msgspec.json.Decoder(SpoolRecord)
+
+
+def both(packer: Packer, route: VersionRoute, given: SpoolRecord, row: Any, outputs: Any, **policy: Any) -> Any:
+    """(the packed record as it is read back and spelled out, or None; the filled record as it is read back)."""
+    split = with_fields(deployment(route), capture=CapturePolicy(hash_salt="ab" * 8, **policy))
+    packed, filled = msgspec.structs.replace(given, rows=len(row)), msgspec.structs.replace(given, rows=len(row))
+    capture.fill(filled, route, split.capture, {"x": row}, outputs)
+    wanted = READ.decode(msgspec.json.encode(filled))
+    if not packer.pack(packed, split, route, {"x": row}, outputs):
+        assert packed.packed is None
+        return None, wanted
+    read = READ.decode(msgspec.json.encode(packed))
+    assert read.packed is not None
+    made = spelled(read.packed)
+    return msgspec.structs.replace(read, packed=None, **msgspec.structs.asdict(made)), wanted
+
+
+def answer(rows: int) -> dict[str, Any]:
+    random = np.random.default_rng(rows)
+    return {
+        "label": random.integers(0, 2, rows),
+        "probabilities": random.random((rows, 2), dtype=np.float32),
+    }
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"columns": ()}, {"columns": (), "labels": ()}, {"labels": ()}, {"task": Task.TENSOR}],
+    ids=["named columns", "no names", "no names and labels", "no labels", "tensor"],
+)
+@pytest.mark.parametrize("share", [1.0, 0.0])
+@pytest.mark.parametrize("rows", [1, 2, 64])
+def test_a_packed_call_says_what_a_filled_record_says(fields: dict[str, Any], share: float, rows: int) -> None:
+    packer, route = Packer(), version(**fields)
+    for given in (
+        record(),
+        record(id="01900000-0000-7000-8000-0000000000ff", compute_ms=0.0, client_id="c", rows=rows),
+    ):
+        table = np.random.default_rng(1).normal(size=(rows, 3)).astype(np.float32)
+        packed, filled = both(packer, route, given, table, answer(rows), payload_share=share)
+        assert packed == filled
+        assert (packed.inputs is None) == (share == 0.0)
+
+
+def test_missing_values_are_null_on_either_way() -> None:
+    packer = Packer()
+    route = version(columns=tuple(Column(name=name, nullable=True) for name in NAMES))
+    holes = np.array([[np.nan, 1.0, np.nan]], dtype=np.float32)
+    unsure = {**ANSWER, "probabilities": np.array([[0.1, np.nan]], dtype=np.float32)}
+    for row, told in ((holes, ANSWER), (ROW, ANSWER), (np.vstack((ROW, holes)), answer(2)), (ROW, unsure)):
+        packed, filled = both(packer, route, record(), row, told)
+        assert packed == filled
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"columns": tuple(Column(name=name, keep="drop") for name in NAMES)},
+        {"columns": tuple(Column(name=name, keep="hash") for name in NAMES)},
+        {"activation": Activation.SOFTMAX},
+    ],
+    ids=["dropped", "hashed", "softmax"],
+)
+def test_what_is_not_the_models_own_numbers_is_never_packed(fields: dict[str, Any]) -> None:
+    packer, route = Packer(), version(**fields)
+    assert [both(packer, route, record(), ROW, ANSWER)[0] for _ in range(3)] == [None] * 3
+
+
+def test_texts_and_pictures_are_never_packed() -> None:
+    packer, route = Packer(), version()
+    assert both(packer, route, record(), np.array([["a", "b", "c"]], dtype=object), ANSWER)[0] is None
+    packer = Packer()
+    assert both(packer, route, record(), ROW, {**ANSWER, "label": np.array(["yes"], dtype=object)})[0] is None
+
+
+def test_shapes_that_change_and_calls_that_are_large_are_filled() -> None:
+    packer, route = Packer(), version(columns=())
+    assert both(packer, route, record(), ROW, ANSWER)[0] is not None
+    assert both(packer, route, record(), np.ones((1, 4), np.float32), ANSWER)[0] is None
+    wider = {**ANSWER, "probabilities": np.ones((1, 3), np.float32)}
+    assert both(packer, route, record(), ROW, wider)[0] is None
+    many = 1 + capture.PAYLOAD_CELLS // 3
+    assert both(packer, route, record(), np.ones((many, 3), np.float32), answer(many))[0] is None
+    assert both(packer, route, record(), ROW, ANSWER)[0] is not None
+
+
+def test_a_version_that_changes_is_packed_by_its_new_names() -> None:
+    packer = Packer()
+    both(packer, version(), record(), ROW, ANSWER)
+    packed, filled = both(packer, version(columns=tuple(Column(name=name) for name in "abc")), record(), ROW, ANSWER)
+    assert packed == filled
+    assert set(packed.features) == {"a", "b", "c"}
+
+
+def test_the_ingester_reads_of_a_packed_line_what_it_reads_of_a_filled_one() -> None:
+    packer, route = Packer(), version()
+    split = with_fields(deployment(route))
+    packed, filled = record(idempotency_key="order-7"), record(idempotency_key="order-7")
+    assert packer.pack(packed, split, route, {"x": ROW}, ANSWER)
+    capture.fill(filled, route, split.capture, {"x": ROW}, ANSWER)
+    line, other = (msgspec.json.decode(msgspec.json.encode(each), type=SpoolLine) for each in (packed, filled))
+    made = spell_out(line)
+    assert made.features == msgspec.json.decode(other.features)
+    for name in ("inputs", "outputs", "features", "scores"):
+        assert msgspec.json.decode(getattr(line, name)) == msgspec.json.decode(getattr(other, name))
+    assert len(msgspec.json.encode(packed)) < len(msgspec.json.encode(filled))
+
+
+@pytest.mark.parametrize("damage", [{"input": b"123"}, {"outputs": []}, {"outputs": [b"1", b"2"]}])
+def test_a_damaged_line_is_no_record(damage: dict[str, Any]) -> None:
+    packer, route, given = Packer(), version(), record()
+    assert packer.pack(given, with_fields(deployment(route)), route, {"x": ROW}, ANSWER)
+    assert given.packed is not None
+    with pytest.raises(msgspec.ValidationError):
+        spelled(msgspec.structs.replace(given.packed, **damage))
+
+
+def test_the_spool_reads_packed_lines(tmp_path: Path) -> None:
+    packer, route, given = Packer(), version(), record()
+    assert packer.pack(given, with_fields(deployment(route)), route, {"x": ROW}, ANSWER)
+    spool = SpoolWriter(tmp_path)
+    spool.append(given)
+    spool.append(record(id="second"))
+    spool.close()
+    [first, second] = [each for _, each in SpoolReader(tmp_path).records()]
+    assert (first.id, second.id) == (record().id, "second")
+    assert first.features == {name: [value] for name, value in zip(NAMES, ROW[0].tolist(), strict=True)}

@@ -147,7 +147,8 @@ async def test_a_head_that_trickles_is_ended_by_the_time_for_heads(
 
         trickling = asyncio.create_task(trickle())
         async with asyncio.timeout(30):
-            assert (await reader.read()).startswith(b"HTTP/1.1 400")
+            # One line: what is sent behind the refusal may end the connection before all of it is read.
+            assert (await reader.readline()).startswith(b"HTTP/1.1 400")
         trickling.cancel()
         assert house.app.admission.calls == 0
 

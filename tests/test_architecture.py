@@ -26,7 +26,18 @@ STOREYS: tuple[tuple[str, ...], ...] = (
 LEVEL = {room: level for level, rooms in enumerate(STOREYS) for room in rooms}
 # Used by every room; they import no room.
 FOUNDATIONS = {"settings", "environment", "errors", "celery"}
-FROM_INFERENCE = {"contracts", "errors", "limits", "routing", "snapshot", "spool", "capture", "worker", "runtime"}
+FROM_INFERENCE = {
+    "contracts",
+    "errors",
+    "limits",
+    "routing",
+    "snapshot",
+    "spool",
+    "capture",
+    "packing",
+    "worker",
+    "runtime",
+}
 LAWLESS_ON_TOP = {"local"}
 
 

@@ -18,6 +18,7 @@ from django.db.models import Count, Q
 from django.utils import timezone
 
 from controlplane.predictions import sketches
+from controlplane.predictions.kept import Columns, Kept
 from controlplane.predictions.models import SketchForm, SketchRollup
 from controlplane.predictions.records import Kind, LogRow
 from inference.contracts import Outcome, Role
@@ -34,7 +35,7 @@ CLOSED_AFTER = timedelta(seconds=60)
 FOLDED_FROM = 4
 KEYS_AT_ONCE = 200
 
-Columns = dict[str, Digest]
+_kept = Kept()
 
 
 class SketchKey(NamedTuple):
@@ -118,27 +119,35 @@ def _rollups(kind: Kind, bucket: int, width_s: int, bundle: sketches.Bundle) -> 
 def read(
     deployment_id: uuid.UUID, kinds: Sequence[str], since: datetime, until: datetime, sources: Sequence[str]
 ) -> list[Stretch]:
-    """Live traffic of the buckets whose middle lies in an interval, and of the newest; oldest first. One query."""
+    """Live traffic of the buckets whose middle lies in an interval, and of the newest; oldest first. One query, which
+    brings of closed buckets only those that were not read here lately.
+    """
+    held = _kept.of(deployment_id)
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT kind, bucket, width_s, version, form, packed FROM sketch_rollup WHERE deployment_id = %s "
+            "SELECT id, kind, bucket, width_s, version, form, CASE WHEN id <> ALL(%s) THEN packed END "
+            "FROM sketch_rollup WHERE deployment_id = %s "
             "AND kind = ANY(%s) AND role = %s AND source = ANY(%s) AND bucket > %s AND bucket < %s "
             "AND bucket + width_s * interval '0.5 second' >= %s ORDER BY bucket, id",
             [
-                *(deployment_id, list(kinds), Role.LIVE.value, list(sources)),
+                *(list(held), deployment_id, list(kinds), Role.LIVE.value, list(sources)),
                 *(since - timedelta(seconds=WIDEST_S), until, since),
             ],
         )
         rows = cursor.fetchall()
     # Sketches of one bucket are merged before they are read as points.
     open_ones: dict[tuple[str, int, int, int], list[bytes]] = {}
+    closed: dict[int, tuple[Columns, int]] = {}
     found = []
-    for kind, bucket, width_s, version, form, packed in rows:
+    for identity, kind, bucket, width_s, version, form, packed in rows:
         start = int(bucket.timestamp())
         if form == SketchForm.KLL:
             open_ones.setdefault((kind, start, width_s, version), []).append(packed)
-        else:
-            found.append(Stretch(kind, start, width_s, version, digests.unpack(packed)))
+            continue
+        columns = held[identity] if packed is None else digests.unpack(packed)
+        closed[identity] = columns, 0 if packed is None else len(packed)
+        found.append(Stretch(kind, start, width_s, version, columns))
+    _kept.used(closed, deployment_id)
     for (kind, start, width_s, version), parts in open_ones.items():
         sketched = _merged_sketches(parts).get(kind, {})
         found.append(Stretch(kind, start, width_s, version, {name: one.digest() for name, one in sketched.items()}))
@@ -222,7 +231,7 @@ def _merged_sketches(parts: Iterable[bytes | memoryview]) -> sketches.Bundle:
     return bundle
 
 
-def _merged_columns(rows: Sequence[SketchRollup], kind: str) -> Columns:
+def _merged_columns(rows: Sequence[SketchRollup], kind: str) -> dict[str, Digest]:
     named: dict[str, list[Digest]] = {}
     fresh = _merged_sketches([row.packed for row in rows if row.form == SketchForm.KLL])
     for name, sketch in fresh.get(kind, {}).items():

@@ -17,7 +17,7 @@ from inference import capture
 from inference.contracts import Activation, DeploymentRoute, Packed, SpoolLine, SpoolRecord, VersionRoute
 
 Array = npt.NDArray[Any]
-Columns = dict[str, list[Any]]
+Columns = dict[str, Any]
 
 # Layouts kept by who packs and by who spells out; past that all begin anew.
 _MOST = 1024
@@ -216,9 +216,15 @@ def _read_layout(raw: bytes) -> Layout:
 
 
 def _columns(names: list[str], table: Array) -> Columns:
-    """Lists over rows by name; what is not finite is None, as it is read back from JSON."""
+    """Values over rows by name, of a single row a tuple each; where one is not finite lists, with None for it, as they
+    are read back from JSON.
+    """
     if len(table) == 1:
-        lists = [[value] for value in table.ravel().tolist()]
+        row = table.ravel().tolist()
+        # A sum is finite only where every value is.
+        if (total := sum(row)) - total == 0:
+            return dict(zip(names, zip(row, strict=True), strict=True))
+        lists = [[value] for value in row]
     else:
         lists = table.reshape(len(table), -1).T.tolist()
     if table.dtype.kind == "f" and not np.isfinite(table).all():

@@ -171,8 +171,8 @@ class Chunk:
             with contextlib.suppress(*UNREADABLE):
                 record = _decoder.decode(line)
                 if record.packed is not None:
-                    made = spelled(record.packed)
-                    record = msgspec.structs.replace(record, packed=None, **msgspec.structs.asdict(made))
+                    made = msgspec.json.decode(msgspec.json.encode(spelled(record.packed)))
+                    record = msgspec.structs.replace(record, packed=None, **made)
                 found.append(record)
         return found
 

@@ -142,7 +142,7 @@ def sort_out(lines: Sequence[bytes], now: datetime) -> Sorted:
                 features, scores = _columns(record.features), _columns(record.scores)
             else:
                 made = spell_out(record)
-                features, scores = _usual(made.features), _usual(made.scores or {})
+                features, scores = made.features, made.scores or {}
         except UNREADABLE:
             found.bad.append(line)
             continue
@@ -185,12 +185,6 @@ def _columns(raw: msgspec.Raw) -> Columns:
         return _one_number_each.decode(raw)
     except msgspec.ValidationError:
         return _lists.decode(raw)
-
-
-def _usual(columns: Mapping[str, list[Any]]) -> Columns:
-    """Columns of one number each as `_columns` reads them: in tuples, which are gathered as a table."""
-    alone = all(len(values) == 1 and values[0] is not None for values in columns.values())
-    return {name: tuple(values) for name, values in columns.items()} if alone else columns
 
 
 def _kind(record: SpoolLine, kinds: dict[tuple[Any, ...], Kind | None]) -> Kind | None:

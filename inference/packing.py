@@ -84,6 +84,9 @@ class Packer:
         if len(inputs) != 1:
             return False
         [tensor] = inputs.values()
+        # Before the layout is made: a first call that is too large would say nothing of the others.
+        if max(array.size for array in (tensor, *outputs.values())) > capture.PAYLOAD_CELLS:
+            return False
         payload = capture.keeps_payload(record.id, deployment.capture)
         held = self._layouts.get((version.id, payload))
         if held is None or held[0] is not version:
@@ -91,13 +94,9 @@ class Packer:
         layout = held[1]
         if layout is None or tensor.ndim == 0 or not layout.input.fits(tensor, record.rows):
             return False
-        cells = tensor.size
         for form, array in zip(layout.outputs, outputs.values(), strict=True):
             if array.ndim == 0 or not form.fits(array, record.rows):
                 return False
-            cells = max(cells, array.size)
-        if cells > capture.PAYLOAD_CELLS:
-            return False
         record.packed = Packed(held[2], tensor.tobytes(), [array.tobytes() for array in outputs.values()])
         return True
 

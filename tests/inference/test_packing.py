@@ -154,6 +154,13 @@ def test_shapes_that_change_and_calls_that_are_large_are_filled() -> None:
     assert both(packer, route, record(), ROW, ANSWER)[0] is not None
 
 
+def test_a_first_call_that_is_large_keeps_no_other_from_being_packed() -> None:
+    packer, route = Packer(), version()
+    many = 1 + capture.PAYLOAD_CELLS // 3
+    assert both(packer, route, record(), np.ones((many, 3), np.float32), answer(many))[0] is None
+    assert both(packer, route, record(), ROW, ANSWER)[0] is not None
+
+
 def test_a_version_that_changes_is_packed_by_its_new_names() -> None:
     packer = Packer()
     both(packer, version(), record(), ROW, ANSWER)

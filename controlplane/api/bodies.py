@@ -4,6 +4,8 @@ Django's ASGI handler reads a whole body before a view runs: without a bound a c
 that does not fit would be refused only after its last byte.
 """
 
+import asyncio
+import contextlib
 import errno
 import json
 import re
@@ -29,6 +31,10 @@ MODEL_UPLOAD = re.compile(r"/api/models/[^/]+/versions/(\d+/)?|/models/[^/]+/(up
 PICTURE_UPLOAD = re.compile(r"/api/deployments/[^/]+/jobs/|/deployments/[^/]+/try/")
 # What a form's frame and its text fields may add to its files.
 FRAME_BYTES = 8 * 1024 * 1024
+# Whoever was refused mid-body is listened to for so long: closing with unread bytes resets the connection, and a front
+# door that fails to write the rest may never read the refusal. It hangs up as soon as it has.
+_LINGER_S = 5.0
+_LINGER_BYTES = 64 * 1024 * 1024
 
 
 class BodyLimits:
@@ -76,12 +82,14 @@ class _Passage:
         self._send = send
         self._counted = 0
         self._started = False
+        # Whether nothing more of the body comes.
+        self._ended = False
 
     async def receive(self) -> Message:
         """The next message; a disconnect once the body is over the cap, on which Django drops what it has."""
         if self.over:
             return {"type": "http.disconnect"}
-        message = await self._receive()
+        message = await self._next()
         if message["type"] == "http.request":
             self._counted += len(message.get("body", b""))
             if self._counted > self.cap:
@@ -94,7 +102,7 @@ class _Passage:
         await self._send(message)
 
     async def refuse(self, scope: Scope, error: DomainError) -> None:
-        """Answers with a problem document, unless another answer has begun."""
+        """Answers with a problem document, unless another answer has begun; what still comes of the body is dropped."""
         if self._started:
             return
         request_id = _header(scope, b"x-request-id") or uuid.uuid4().hex
@@ -106,7 +114,21 @@ class _Passage:
             (b"connection", b"close"),
         ]
         await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
+        await self.send({"type": "http.response.body", "body": body, "more_body": True})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                await self._drop_rest()
+        await self.send({"type": "http.response.body", "body": b""})
+
+    async def _drop_rest(self) -> None:
+        dropped = 0
+        while not self._ended and dropped < _LINGER_BYTES:
+            dropped += len((await self._next()).get("body", b""))
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self._ended = message["type"] == "http.disconnect" or not message.get("more_body", False)
+        return message
 
 
 def _refuse_declared(scope: Scope, cap: int) -> None:

@@ -1,15 +1,25 @@
 """Bodies are bounded before Django spools them."""
 
+import asyncio
 import errno
 import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import httpx
 import pytest
+import uvicorn
 from pytest_django import Settings
 
+from controlplane.api import bodies
 from controlplane.api.bodies import FRAME_BYTES, BodyLimits, cap_of
 from controlplane.catalog import storage
 from tests.controlplane.catalog.uploads import Usage
+from tests.inference.server.house import listening, open_house
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("store")]
 
@@ -105,3 +115,81 @@ async def test_a_disk_that_fills_up_meanwhile_is_507_and_other_failures_go_on() 
     assert await fail(errno.ENOSPC) == 507
     with pytest.raises(OSError, match="no"):
         await fail(errno.EIO)
+
+
+class Caller:
+    """Sends a body without an end, and notes at each piece whether it has the answer by then."""
+
+    def __init__(self, pieces: int = 10**9, piece: bytes = b"x" * 1024) -> None:
+        self.sent: list[Any] = []
+        self.asked = 0
+        self._pieces = pieces
+        self._piece = piece
+
+    async def receive(self) -> Any:
+        self.asked += 1
+        if self.asked > self._pieces:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": self._piece, "more_body": True}
+
+    async def send(self, message: Any) -> None:
+        self.sent.append({**message, "after": self.asked})
+
+    async def refused(self) -> None:
+        scope = {"type": "http", "path": JOBS, "headers": [(b"content-length", b"9" * 20)]}
+        await BodyLimits(Reader())(scope, self.receive, self.send)
+
+
+async def test_a_refusal_is_sent_whole_and_the_body_dropped_until_the_caller_hangs_up() -> None:
+    caller = Caller(pieces=5)
+    await caller.refused()
+    start, answer, end = caller.sent
+    assert (start["status"], answer["after"], answer["more_body"]) == (413, 0, True)
+    assert dict(start["headers"])[b"content-length"] == b"%d" % len(answer["body"])
+    assert (end["body"], end.get("more_body", False), end["after"]) == (b"", False, 6)
+
+
+async def test_a_body_without_an_end_is_dropped_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "_LINGER_BYTES", 10_000)
+    caller = Caller()
+    await caller.refused()
+    assert caller.sent[-1]["after"] == 10
+
+
+async def test_a_caller_that_falls_silent_after_its_refusal_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "_LINGER_S", 0.01)
+    caller = Caller()
+    caller.receive = asyncio.Event().wait  # type: ignore[method-assign]  # never set
+    await caller.refused()
+    assert len(caller.sent) == 3
+
+
+@contextmanager
+def serving(path: Path) -> Iterator[None]:
+    """The bounds behind the web server, on a loop and a socket of its own as in a running product."""
+    server = uvicorn.Server(uvicorn.Config(BodyLimits(Reader()), lifespan="off", log_config=None, loop="uvloop"))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        # Whoever connects before the server runs waits for it.
+        listener.listen()
+        thread = Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+async def test_a_refusal_reaches_the_caller_through_the_front_door_while_the_body_still_comes(tmp_path: Path) -> None:
+    """Time and again: where the control plane closed at once, the front door now and then told an outage instead."""
+    path = tmp_path / "web.sock"
+    body = b"x" * (FRAME_BYTES + 4 * 1024**2)
+    with serving(path):
+        async with (
+            open_house(tmp_path, upstream=path) as house,
+            listening(house) as port,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+        ):
+            answers = [await client.post(JOBS, content=body) for _ in range(10)]
+    assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(413, "too_large")] * 10

@@ -30,6 +30,19 @@ _JSON_TYPES: dict[Datatype, dict[str, Any]] = {
 # Stands in the programs for the caller's own key.
 KEY_PLACEHOLDER = "sb_YOUR_KEY"
 _LANGUAGES = {"curl": ("Shell", "bash"), "python": ("Python", "python"), "javascript": ("JavaScript", "javascript")}
+_ALWAYS = {
+    "X-Prediction-Id": "Names this prediction; feedback refers to it.",
+    "X-Model-Version": "The number of the version that answered.",
+    "X-Split-Revision": "The split in force.",
+    "X-Request-Id": "Names this call in the logs.",
+}
+_OF_LIMITED_KEYS = {
+    "RateLimit-Limit": "Where the key has limits: calls of the one with fewer calls left.",
+    "RateLimit-Remaining": "How many of them are left.",
+    "RateLimit-Reset": "Seconds until all of them are free again.",
+    "RateLimit-Policy": "All limits of the key, each with its window in seconds.",
+}
+_OF_KEPT_ANSWERS = {"X-Cache": "`hit` where the answer was kept from an earlier call, else `miss`."}
 _REFUSALS = ("400", "401", "403", "404", "410", "413", "415", "422", "429", "503", "504")
 
 
@@ -62,10 +75,8 @@ def describe(
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "An API key, sb_..."}},
             "schemas": {"Error": _error_schema()},
             "headers": {
-                "X-Prediction-Id": _header("Names this prediction; feedback refers to it."),
-                "X-Model-Version": _header("The number of the version that answered."),
-                "X-Split-Revision": _header("The split in force."),
-                "X-Request-Id": _header("Names this call in the logs."),
+                name: {"description": text, "schema": {"type": "string"}, "required": name in _ALWAYS}
+                for name, text in _headers(deployment).items()
             },
         },
     }
@@ -151,7 +162,7 @@ def _predict(deployment: DeploymentRoute, version: VersionRoute, sample: dict[st
         "properties": {"predictions": {"type": "array", "items": _prediction(version)}},
         "required": ["predictions"],
     }
-    return _operation("Predict, TensorFlow Serving style", "predict", content, answer)
+    return _operation(deployment, "Predict, TensorFlow Serving style", "predict", content, answer)
 
 
 def _infer(deployment: DeploymentRoute, version: VersionRoute, sample: dict[str, list[Any]] | None) -> dict[str, Any]:
@@ -180,7 +191,7 @@ def _infer(deployment: DeploymentRoute, version: VersionRoute, sample: dict[str,
         "required": ["model_name", "model_version", "outputs"],
     }
     content = {"application/json": {"schema": schema, **_example(v2_body(version, sample))}}
-    return _operation("Infer, Open Inference Protocol V2", "infer", content, answer)
+    return _operation(deployment, "Infer, Open Inference Protocol V2", "infer", content, answer)
 
 
 def _shown(programs: dict[str, str]) -> dict[str, Any]:
@@ -196,13 +207,20 @@ def _example(body: dict[str, Any] | None) -> dict[str, Any]:
     return {} if body is None else {"example": body}
 
 
-def _operation(summary: str, operation: str, content: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    headers = ("X-Prediction-Id", "X-Model-Version", "X-Split-Revision", "X-Request-Id")
+def _headers(deployment: DeploymentRoute) -> dict[str, str]:
+    """The headers of an answer, and what they say."""
+    kept = _OF_KEPT_ANSWERS if deployment.cache_ttl_s > 0 else {}
+    return {**_ALWAYS, **kept, **_OF_LIMITED_KEYS}
+
+
+def _operation(
+    deployment: DeploymentRoute, summary: str, operation: str, content: dict[str, Any], answer: dict[str, Any]
+) -> dict[str, Any]:
     refusal = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     responses: dict[str, Any] = {
         "200": {
             "description": "The prediction.",
-            "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in headers},
+            "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in _headers(deployment)},
             "content": {"application/json": {"schema": answer}},
         }
     }
@@ -215,10 +233,6 @@ def _operation(summary: str, operation: str, content: dict[str, Any], answer: di
         "requestBody": {"required": True, "content": content},
         "responses": responses,
     }
-
-
-def _header(description: str) -> dict[str, Any]:
-    return {"description": description, "schema": {"type": "string"}}
 
 
 def _error_schema() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, cast
 import jsonschema  # type: ignore[import-untyped]  # no stubs are installed
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from inference.contracts import Task, VersionRoute
 from inference.errors import InferenceError
@@ -66,6 +67,23 @@ def test_the_document_names_every_answer() -> None:
     row = predict["requestBody"]["content"]["application/json"]["schema"]["properties"]["instances"]["items"]
     assert row["required"] == ["amount", 'it\'s "age"', "país"]
     assert row["properties"]["país"]["type"] == ["number", "null"]
+
+
+@pytest.mark.unit
+def test_the_document_names_every_header_of_an_answer() -> None:
+    def headers(**options: Any) -> set[str]:
+        document = describe(replace(deployment_of(NAMED), **options), NAMED, "http://host")
+        for operations in document["paths"].values():
+            named = operations["post"]["responses"]["200"]["headers"]
+            assert named == {
+                name: {"$ref": f"#/components/headers/{name}"} for name in document["components"]["headers"]
+            }
+        return set(named)
+
+    limits = {f"RateLimit-{name}" for name in ("Limit", "Remaining", "Reset", "Policy")}
+    always = {"X-Prediction-Id", "X-Model-Version", "X-Split-Revision", "X-Request-Id"}
+    assert headers() == always | limits
+    assert headers(cache_ttl_s=60) == always | limits | {"X-Cache"}
 
 
 @pytest.mark.unit

@@ -109,6 +109,7 @@ class KeyList(GenericAPIView[ApiKey]):
         names = fields.pop("deployments")
         deployments = None if names is None else deployments_named(team, names)
         refuse_deployments_beyond(request, deployments)
+        refuse_limits_beyond(request, fields["rate_per_minute"], fields["quota_per_day"])
         key, plain = issue_key_for(actor=actor_of(request), team=team, deployments=deployments, **fields)
         issued = key_rows().get(pk=key.pk)
         return Response(
@@ -127,8 +128,9 @@ class KeyDetail(GenericAPIView[ApiKey]):
 
     @described(request=LimitsSerializer, responses=KeySerializer)
     def patch(self, request: Request, key_id: UUID) -> Response:
-        """Changes the key's limits, on every serving process at once."""
+        """Changes the key's limits, on every serving process at once; no key its own, a limited key none."""
         key = self._key(request, key_id)
+        refuse_limiting(request, key)
         serializer = LimitsSerializer(data=request.data)
         serializer.is_valid(raise_exception=True)
         limits = {"rate_per_minute": key.rate_per_minute, "quota_per_day": key.quota_per_day}
@@ -221,6 +223,27 @@ def refuse_deployments_beyond(request: Request, deployments: list[Deployment] | 
     reach = set(issuer.grants.values_list("deployment_id", flat=True))
     if deployments is None or not {deployment.pk for deployment in deployments} <= reach:
         raise PermissionDenied("The key cannot issue one for deployments that it does not reach itself: name its own.")
+
+
+def refuse_limits_beyond(request: Request, rate_per_minute: int | None, quota_per_day: int | None) -> None:
+    """Raises PermissionDenied where a key with limits would issue one with wider limits, or without."""
+    issuer = key_of(request)
+    if issuer is None:
+        return
+    held = ((issuer.rate_per_minute, rate_per_minute), (issuer.quota_per_day, quota_per_day))
+    if any(own is not None and (given is None or given > own) for own, given in held):
+        raise PermissionDenied("The key has limits, and cannot issue one with wider limits or with none.")
+
+
+def refuse_limiting(request: Request, key: ApiKey) -> None:
+    """Raises PermissionDenied where a key would change its own limits, or one with limits those of another key."""
+    asker = key_of(request)
+    if asker is None:
+        return
+    if asker.pk == key.pk:
+        raise PermissionDenied("A key cannot change its own limits.")
+    if asker.rate_per_minute is not None or asker.quota_per_day is not None:
+        raise PermissionDenied("The key has limits itself, and cannot change those of another.")
 
 
 def deployments_named(team: Team, names: list[str]) -> list[Deployment]:

@@ -280,3 +280,35 @@ def test_who_may_not_manage_keys_changes_no_limit(as_owner: Caller, as_outsider:
     assert viewer.patch(location, {"quota_per_day": 5}).status_code == 403
     assert as_outsider.patch(location, {"quota_per_day": 5}).status_code == 404
     assert not AuditEvent.objects.filter(action="key.limit").exists()
+
+
+def test_no_key_changes_its_own_limits(as_owner: Caller, team: Team) -> None:
+    key, token = new_key(team, ["admin"], rate_per_minute=60)
+    free, free_token = new_key(team, ["admin"])
+    for asker, found in ((token, key), (free_token, free)):
+        answer = bearer(asker).patch(f"{KEYS}{found.pk}/", {"rate_per_minute": 6000})
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+        assert "its own limits" in answer.json()["detail"]
+    assert as_owner.get(f"{KEYS}{key.pk}/").json()["rate_per_minute"] == 60
+    assert not AuditEvent.objects.filter(action="key.limit").exists()
+
+
+@pytest.mark.parametrize("limits", [{"rate_per_minute": 60}, {"quota_per_day": 10}])
+def test_a_limited_key_changes_no_limits_and_an_unlimited_one_does(
+    as_key: Callable[..., Caller], team: Team, limits: dict[str, int]
+) -> None:
+    other = new_key(team, ["predict"], rate_per_minute=5)[0]
+    path, change = f"{KEYS}{other.pk}/", {"rate_per_minute": 6}
+    assert as_key("admin", **limits).patch(path, change).status_code == 403
+    assert as_key("admin").patch(path, change).json()["rate_per_minute"] == 6
+
+
+def test_a_limited_key_issues_keys_within_its_limits_alone(as_key: Callable[..., Caller]) -> None:
+    asker = as_key("admin", "predict", quota_per_day=10)
+
+    def issued(**limits: int | None) -> int:
+        return int(asker.post(KEYS, {"label": "till", "scopes": ["predict"], **limits}).status_code)
+
+    assert [issued(), issued(quota_per_day=11), issued(rate_per_minute=1, quota_per_day=None)] == [403] * 3
+    assert [issued(quota_per_day=10), issued(quota_per_day=3, rate_per_minute=9999)] == [201] * 2
+    assert ApiKey.objects.filter(label="till").count() == 2

@@ -7,7 +7,7 @@ Redis away each process counts alone: a limit that is held too loosely for a whi
 import logging
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -29,6 +29,8 @@ ANSWERS_WITHIN_S = 0.25
 PAUSE_S = 5.0
 # Keys that one process remembers while Redis is away.
 MOST_KEYS = 4096
+# Days of quotas that are kept beside today's.
+KEEP_DAYS = timedelta(days=7)
 
 # In microseconds: the interval of a call, and the window. Returns {1, busy after the call}, or {0, busy had it been
 # taken}. Redis's own clock is the one that all hosts share. What a limit that was larger left beyond a window is cut;
@@ -77,6 +79,13 @@ def calls_of_day(key: ApiKey, now: datetime) -> int:
     """Calls that count against the key's quota, of the day of UTC; those at front doors within a second. One query."""
     found = QuotaUse.objects.filter(key_id=key.pk, day=now.astimezone(UTC).date())
     return found.values_list("calls", flat=True).first() or 0
+
+
+def forget_past_days() -> int:
+    """Deletes the counts of days that nobody asks for any more; how many. For the scheduler."""
+    # Some days more than none: the clock of a host may be behind.
+    first = datetime.now(UTC).date() - KEEP_DAYS
+    return QuotaUse.objects.filter(day__lt=first).delete()[0]
 
 
 def _take_quota(key: ApiKey) -> Allowance | None:

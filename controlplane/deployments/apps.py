@@ -8,6 +8,7 @@ class DeploymentsConfig(AppConfig):
     label = "deployments"
 
     def ready(self) -> None:
+        from controlplane.accounts import limits
         from controlplane.accounts.signals import keys_changed
         from controlplane.catalog.services import (
             in_use_checks,
@@ -24,9 +25,10 @@ class DeploymentsConfig(AppConfig):
         keys_changed.connect(_publish_keys, dispatch_uid="deployments.publish_keys")
         periodic.register("settle", 0.5, settling.settle)
         periodic.register("reconcile", 2.0, Watch().look)
-        # Catalog is a lower room, so it cannot register here itself.
+        # Catalog and accounts are lower rooms, so they cannot register here themselves.
         periodic.register("validations", 5.0, sweep_validations)
         periodic.register("artifacts", 3600.0, sweep_artifacts)
+        periodic.register("quotas", 3600.0, limits.forget_past_days)
 
 
 def _publish_keys(**_: Any) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -143,6 +143,16 @@ def test_a_quota_counts_what_front_doors_told(team: Team) -> None:
     with pytest.raises(InferenceError, match="quota of 10 calls a day"):
         limits.take(key)
     assert limits.calls_of_day(key, timezone.now()) == 10
+
+
+def test_quotas_of_days_long_past_are_forgotten(team: Team) -> None:
+    key = new_key(team, ["predict"], quota_per_day=10)[0]
+    today = datetime.now(UTC).date()
+    for days in (0, 1, 7, 8, 400):
+        QuotaUse.objects.create(key_id=key.pk, day=today - timedelta(days=days), calls=9)
+    assert limits.forget_past_days() == 2
+    assert QuotaUse.objects.count() == 3
+    assert limits.calls_of_day(key, timezone.now()) == 9
 
 
 # Counting refusals

@@ -10,6 +10,7 @@ from time import time
 from typing import TYPE_CHECKING
 
 from inference.errors import InferenceError
+from inference.limits import Allowance
 from inference.registry import ArtifactStore, Registry
 from inference.routing import uuid7
 from inference.runtime.loading import load
@@ -181,14 +182,22 @@ class App:
                 try:
                     body = self._document(ask)
                 except InferenceError as error:
+                    if (left := self._left(ask)) is not None:
+                        error.headers = {**error.headers, **left.named}
                     await reply_error(send, error, ask.request_id)
                     return
                 headers = [(b"content-type", JSON), (b"x-request-id", ask.request_id.encode())]
+                if (left := self._left(ask)) is not None:
+                    headers += left.headers
                 await reply(send, 200, headers, body)
+
+    def _left(self, ask: Ask) -> Allowance | None:
+        """What a description tells of the key's limits, of which it uses nothing; None where no key is known."""
+        return self._limits.look(ask.caller) if ask.caller is not None else None
 
     def _document(self, ask: Ask) -> bytes:
         """What is told of the server, a deployment or a version."""
-        caller = self.holder.access.find(ask.headers.get(b"authorization"))
+        caller = ask.caller = self.holder.access.find(ask.headers.get(b"authorization"))
         caller.require_valid(ask.at)
         if not caller.may_read:
             raise InferenceError("forbidden", "The key has neither the scope predict nor read.")

@@ -63,6 +63,21 @@ async def test_a_deployment_is_described_to_those_who_reach_it(house: House, tmp
     assert (await house.get("/v1/models/toy/versions/9")).status_code == 404
 
 
+async def test_descriptions_tell_what_a_key_has_left_and_use_none_of_it(house: House, tmp_path: Path) -> None:
+    await house.hold(deployment(linear(tmp_path)))
+    paths = ("/v2", "/v2/models/toy", "/v1/models/toy/metadata", "/v1/models/nobody", "/v1/models/toy/versions/9")
+    for _ in range(2):
+        answers = [await house.get(path, key=LIMITED) for path in paths]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 404, 404]
+        assert {(each.headers["ratelimit-remaining"], each.headers["ratelimit-policy"]) for each in answers} == {
+            ("3", "3;w=60")
+        }
+    await house.post(key=LIMITED)
+    assert (await house.get("/v2/models/toy", key=LIMITED)).headers["ratelimit-remaining"] == "2"
+    for key in (OWNER, REVOKED, ""):
+        assert "ratelimit-limit" not in (await house.get("/v2/models/toy", key=key)).headers
+
+
 async def test_status_counts_the_versions_that_would_answer(house: House, tmp_path: Path) -> None:
     await house.hold(deployment(linear(tmp_path)))
     [state] = (await house.get("/v1/models/toy")).json()["model_version_status"]

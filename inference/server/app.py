@@ -243,13 +243,14 @@ class App:
             raise InferenceError("forbidden", "Metrics need a key with the scope read.")
 
     async def _tick(self) -> None:
-        """Once a second: the refusals of the second, and the figures that are not events."""
+        """Once a second: the refusals of the second, answers kept for long enough, the figures that are not events."""
         in_flight = self.metrics.counter("signalbox_in_flight")
         spooled = self.metrics.counter("signalbox_spool_bytes_total")
         access = self.metrics.counter("signalbox_access_generation")
         while True:
             await asyncio.sleep(_TICK_S)
             self.refusals.flush()
+            self._caches.drop_expired()
             in_flight.set(self.admission.calls)
             spooled.set(self.spool.total_bytes)
             access.set(self.holder.access.generation)

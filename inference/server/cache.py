@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # A larger answer is not kept: it is copied on the event loop, and would push out many.
 MOST_ANSWER_BYTES = 1024 * 1024
+# Expired answers that are forgotten in one go: about a millisecond.
+MOST_DROPPED = 1000
 # What an entry takes beside its numbers, and each of its arrays: a little more than measured with tracemalloc.
 _ENTRY_BYTES = 640
 _ARRAY_BYTES = 208
@@ -121,6 +123,21 @@ class ResponseCache:
         self._kept[digest] = _Kept(answer, size, now + ttl_s - age_s, version)
         self.size += size
         self._held_bytes.set(self.size)
+
+    def drop_expired(self, most: int) -> int:
+        """Forget answers that may no longer be given, at most so many; how many.
+
+        Only from where the least recently used are: what has expired behind one that has not, and was used before it
+        did, leaves at the latest one time to live after.
+        """
+        now, dropped = self._clock(), 0
+        while self._kept and dropped < most:
+            oldest, kept = next(iter(self._kept.items()))
+            if now < kept.expires_at:
+                break
+            self._drop(oldest)
+            dropped += 1
+        return dropped
 
     def drop_all_of(self, versions: Collection["VersionCache"]) -> None:
         for digest in [digest for digest, kept in self._kept.items() if kept.version in versions]:
@@ -267,6 +284,12 @@ class Caches:
         for store in self._stores.values():
             store.drop_all_of(gone)
         self._stores, self._versions = stores, versions
+
+    def drop_expired(self) -> None:
+        """Forget what has expired, MOST_DROPPED at most in a call: for a second's tick on the event loop."""
+        room = MOST_DROPPED
+        for store in self._stores.values():
+            room -= store.drop_expired(room)
 
     def of(self, route: DeploymentRoute, version: VersionRoute) -> VersionCache | None:
         """The cache of a version of a deployment that is held; None where it is off."""

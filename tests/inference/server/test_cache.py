@@ -110,6 +110,44 @@ def test_an_answer_expires_from_when_it_was_computed(caches: Caches, tmp_path: P
     assert len(cache.store) == cache.store.size == 0
 
 
+def test_what_has_expired_leaves_memory_without_being_asked_for(
+    caches: Caches, tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.server.cache.MOST_DROPPED", 4)
+    cache = cache_of(caches, tmp_path)
+    for n in range(6):
+        keep(cache, n)
+    caches.drop_expired()
+    clock.now += TTL_S / 2
+    young = keep(cache, 9)
+    clock.now += TTL_S / 2
+    left = []
+    for _ in range(3):
+        caches.drop_expired()
+        left.append(len(cache.store))
+    assert left == [3, 1, 1], "so many at most in one go"
+    assert cache.find(young) is not None
+    clock.now += TTL_S / 2
+    caches.drop_expired()
+    assert (len(cache.store), cache.store.size) == (0, 0)
+
+
+def test_what_was_used_after_one_that_expires_later_leaves_one_time_to_live_after_at_the_latest(
+    caches: Caches, tmp_path: Path, clock: FakeClock
+) -> None:
+    cache = cache_of(caches, tmp_path)
+    early = keep(cache, 1)
+    clock.now += TTL_S / 2
+    keep(cache, 2)
+    assert cache.find(early) is not None
+    clock.now += TTL_S / 2
+    caches.drop_expired()
+    assert len(cache.store) == 2
+    clock.now += TTL_S / 2
+    caches.drop_expired()
+    assert len(cache.store) == 0
+
+
 def test_the_least_recently_used_makes_room(caches: Caches, tmp_path: Path) -> None:
     cache = cache_of(caches, tmp_path)
     keep(cache, 1)

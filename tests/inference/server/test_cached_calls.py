@@ -54,6 +54,26 @@ async def test_a_hit_is_a_prediction_of_its_own(house: House, clock: FakeClock) 
     assert (await house.post()).headers["x-cache"] == "miss"
 
 
+async def test_a_process_forgets_what_has_expired_in_its_own_time(
+    house: House, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.server.app._TICK_S", 0.001)
+    monkeypatch.setattr(house.app, "_caches", house.caches)
+
+    def kept_bytes() -> float:
+        figures = lines(house.home / "run" / "metrics").items()
+        return sum(value for series, value in figures if series.startswith("signalbox_cache_bytes"))
+
+    await house.post()
+    assert kept_bytes() > 0
+    clock.now += TTL_S
+    ticking = asyncio.create_task(house.app._tick())
+    async with asyncio.timeout(30):
+        while kept_bytes():  # noqa: ASYNC110  # a figure that no event tells of
+            await asyncio.sleep(0.001)
+    ticking.cancel()
+
+
 async def test_lines_printed_from_a_template_tell_a_hit_too(house: House) -> None:
     for _ in range(4):
         await house.post()

@@ -20,8 +20,10 @@ What a call can rely on, whoever shares its run:
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from math import ceil, sqrt
+from weakref import WeakMethod
 
 from inference.errors import InferenceError
 from inference.pacing import Arrivals, CostModel, worth_waiting_s
@@ -72,7 +74,7 @@ class Batcher:
         self._max_waiting = max_waiting
         self.cost = cost or CostModel()
         self._arrivals = Arrivals()
-        self._tenant = (slots or Slots(concurrency)).tenant(self._start_runs)
+        self._tenant = (slots or Slots(concurrency)).tenant(_weakly(self._start_runs))
         self._waiting: deque[Item] = deque()
         self._gone = 0
         self._rejected = 0.0
@@ -319,3 +321,14 @@ class Batcher:
             self._waiting.append(item)
         else:
             item.future.set_result(Answer(result, item.queue_s, item.compute_s, rows))
+
+
+def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """The method for whom its object owns: without a circle, a model that is let go is gone at once."""
+    bound = WeakMethod(method)
+
+    def call() -> None:
+        if (alive := bound()) is not None:
+            alive()
+
+    return call

@@ -142,6 +142,8 @@ class VersionRoute(Frozen, frozen=True, kw_only=True):
     preprocessor: dict[str, Any] | None = None
     # Median seconds of a one-row run as measured at validation; the lane `auto` starts from it and measures again.
     cost_s: float = 0.0
+    # Bytes that the loaded model takes, as measured at validation; None where that was not measured.
+    memory_bytes: int | None = None
     # The model accepts NaN and infinities (declared by its owner); otherwise they are refused.
     accepts_non_finite: bool = False
 

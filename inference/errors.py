@@ -78,6 +78,7 @@ TABLE: dict[str, ErrorKind] = {
     "no_active_version": ErrorKind(503, "The deployment has no active split.", retryable=True),
     "not_ready": ErrorKind(409, "The version is not ready to take traffic.", retryable=True),
     "version_not_ready": ErrorKind(503, "The version is still loading.", retryable=True),
+    "model_memory": ErrorKind(503, "The model does not fit into the memory that is left for models.", retryable=True),
     "conflict": ErrorKind(409, "The state has changed, or the request contradicts it."),
     "idempotency_conflict": ErrorKind(409, "This Idempotency-Key was used with another body."),
     "stale_revision": ErrorKind(409, "Someone else changed the split in between."),

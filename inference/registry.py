@@ -1,12 +1,18 @@
-"""The models that this process holds: read from the artifact store, checked, loaded, warmed up, measured, let go."""
+"""The models that this process holds: read from the artifact store, checked, loaded, warmed up, measured, let go.
+
+Which of them lie in memory, `inference.residency` decides.
+"""
 
 import asyncio
 import hashlib
+import logging
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter, thread_time
 from typing import NamedTuple
@@ -14,11 +20,14 @@ from typing import NamedTuple
 import msgspec
 
 from inference.batching import Answer, Arrays, Batcher
-from inference.contracts import DeploymentRoute, Lane, Routes, VersionRoute
-from inference.errors import InferenceError
+from inference.contracts import Lane, Routes, VersionRoute
+from inference.errors import TABLE, InferenceError
 from inference.pacing import CostModel
+from inference.residency import NO_LIMIT, Residency, served_versions, shared_versions, size_of
 from inference.runtime.loading import Runtime
 from inference.slots import Slots
+
+_log = logging.getLogger(__name__)
 
 # A call that costs less runs on the event loop. A hop to a thread and back costs 60-120 us of the same core, and a
 # run holds up every other caller of the process for its time: a millisecond keeps their p99 within a millisecond.
@@ -34,6 +43,10 @@ _EXECUTOR_NICE = 5
 # More threads than slots are there for runs that stalled and for models that begin beside long runs of others; they
 # are started when needed.
 _MOST_THREADS = 256
+# Calls that pin a version that did not load are told so for a while before it is tried again.
+_FAILED_S = 5.0
+# How long a version that gets traffic waits for calls that use what has to leave for it.
+_ROOM_S = 10.0
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -121,59 +134,165 @@ class Registry:
         *,
         threads: int | None = None,
         inline_below_s: float = INLINE_BELOW_S,
+        budget_bytes: int = NO_LIMIT,
     ) -> None:
-        """`threads`: runs of the executor lane at the same time in this process (default: cores, at most 4)."""
+        """`threads`: runs of the executor lane at the same time in this process (default: cores, at most 4).
+
+        `budget_bytes`: what the models of this process may take in all.
+        """
         self._store = store
         self._load = load
         self._inline_below_s = inline_below_s
         self.threads = threads or min(len(os.sched_getaffinity(0)), 4)
         self._models: dict[str, LoadedModel] = {}
         self._loading: dict[str, asyncio.Task[LoadedModel]] = {}
+        # Until when (loop's clock) a model that did not load is not tried again for a pin, and why.
+        self._failed: dict[str, tuple[float, Failure]] = {}
+        self.residency = Residency(budget_bytes)
         self._loader = low_priority_pool(1, "load")
         self.executor: Executor = low_priority_pool(_MOST_THREADS, "run")
         self.slots = Slots(self.threads)
+
+    @property
+    def loaded(self) -> int:
+        """How many models lie in memory."""
+        return len(self._models)
 
     def get(self, sha256: str) -> LoadedModel | None:
         """The model of an artifact, or None while it is not loaded."""
         return self._models.get(sha256)
 
-    async def prepare(self, routes: Routes) -> dict[str, Failure]:
-        """Load what these routes need and is not held yet; failures by version id, empty when all is held."""
+    def touch(self, sha256: str) -> LoadedModel | None:
+        """As `get`, for a call that pins it: of the models at 0 % it is now the last to leave."""
+        self.residency.touch(sha256)
+        return self._models.get(sha256)
+
+    def has_failed(self, sha256: str) -> bool:
+        """Whether the model did not load a moment ago."""
+        return sha256 in self._failed and self._failed[sha256][0] > asyncio.get_running_loop().time()
+
+    async def prepare(self, routes: Routes, beside: Routes | None = None) -> dict[str, Failure]:
+        """Load what has traffic by these routes and is not held yet; failures by version id, empty when all is held.
+
+        `beside`: routes that are served or prepared meanwhile, whose models with traffic keep their room.
+        """
         failures: dict[str, Failure] = {}
-        wanted = {version.artifact_sha256: version for version in served_versions(routes)}
-        for sha256, version in wanted.items():
+        wanted = shared_versions(routes)
+        staying = shared_versions(beside) if beside is not None else []
+        self.residency.fix({version.artifact_sha256 for version in (*wanted, *staying)})
+        room_until = asyncio.get_running_loop().time() + _ROOM_S
+        for sha256, version in {version.artifact_sha256: version for version in wanted}.items():
             try:
-                await self._ensure(sha256)
+                await self._ensure(version, room_until=room_until, load_until=None)
             except InferenceError as error:
-                failures[version.id] = Failure(error.code, error.message)
+                failure = Failure(error.code, error.message)
+                failures |= {each.id: failure for each in wanted if each.artifact_sha256 == sha256}
         return failures
 
+    @asynccontextmanager
+    async def using(self, version: VersionRoute, deadline: float) -> AsyncIterator[LoadedModel]:
+        """The model of a version at 0 % for one call, loaded where it is not; it does not leave meanwhile.
+
+        `deadline`: by the loop's clock. Raises InferenceError deadline_exceeded, model_memory, or version_not_ready
+        with the reason why it does not load.
+        """
+        self.residency.begin(version.artifact_sha256)
+        try:
+            yield await self._on_demand(version, deadline)
+        finally:
+            self.residency.end(version.artifact_sha256)
+
     def keep(self, held: Iterable[Routes]) -> None:
-        """Let go of models that none of these routes needs; calls in flight hold theirs until they end."""
-        wanted = {version.artifact_sha256 for routes in held for version in served_versions(routes)}
+        """Let go of models that none of these routes names; calls in flight hold theirs until they end."""
+        routes = list(held)
+        wanted = {version.artifact_sha256 for each in routes for version in served_versions(each)}
+        self.residency.fix({version.artifact_sha256 for each in routes for version in shared_versions(each)})
         for sha256 in self._models.keys() - wanted:
             del self._models[sha256]
+            self.residency.forget(sha256)
+        for sha256 in self._failed.keys() - wanted:
+            del self._failed[sha256]
 
     def close(self) -> None:
         """End the threads; runs under way are waited for."""
         self._loader.shutdown(cancel_futures=True)
         self.executor.shutdown(cancel_futures=True)
 
-    async def _ensure(self, sha256: str) -> LoadedModel:
-        if (held := self._models.get(sha256)) is not None:
-            return held
-        task = self._loading.get(sha256)
-        if task is None:
-            task = asyncio.create_task(self._load_one(sha256))
-            self._loading[sha256] = task
-            task.add_done_callback(lambda _: self._loading.pop(sha256, None))
-        return await asyncio.shield(task)
+    async def _on_demand(self, version: VersionRoute, deadline: float) -> LoadedModel:
+        """Raises as `using`."""
+        sha256 = version.artifact_sha256
+        try:
+            if sha256 not in self._models and self.has_failed(sha256):
+                failure = self._failed[sha256][1]
+                raise InferenceError(failure.code, failure.reason)
+            return await self._ensure(version, room_until=deadline, load_until=deadline)
+        except InferenceError as error:
+            if error.code == "deadline_exceeded":
+                raise
+            code, headers = "version_not_ready", {"Retry-After": f"{_FAILED_S:.0f}"}
+            if error.code == "model_memory":
+                code, headers = error.code, error.headers
+            message = f"Version {version.number} of {version.model} does not load: {error.message}"
+            raise InferenceError(code, message, headers=headers) from error
+
+    async def _ensure(self, version: VersionRoute, *, room_until: float, load_until: float | None) -> LoadedModel:
+        """The model, from memory or loaded; callers at the same time share one load, which outlives them.
+
+        Raises InferenceError: why it does not load, model_memory (also where no room came until `room_until`), or
+        deadline_exceeded where it was being loaded at `load_until`.
+        """
+        sha256 = version.artifact_sha256
+        while (held := self._models.get(sha256)) is None:
+            task = self._loading.get(sha256) or self._begin_load(version)
+            try:
+                async with asyncio.timeout_at(room_until if task is None else load_until):
+                    if task is not None:
+                        return await asyncio.shield(task)
+                    await self.residency.changed()
+            except TimeoutError:
+                if task is None:
+                    raise self.residency.refusal(size_of(version)) from None
+                message = "The version was still being loaded when the deadline passed."
+                raise InferenceError("deadline_exceeded", message) from None
+        return held
+
+    def _begin_load(self, version: VersionRoute) -> "asyncio.Task[LoadedModel] | None":
+        """The load, after those that have to leave for it left; None while calls use what would have to leave."""
+        sha256 = version.artifact_sha256
+        leaving = self.residency.admit(sha256, size_of(version))
+        if leaving is None:
+            return None
+        for other in leaving:
+            del self._models[other]
+        self.residency.begin(sha256)
+        task = asyncio.create_task(self._load_one(sha256))
+        self._loading[sha256] = task
+        task.add_done_callback(partial(self._load_ended, sha256))
+        return task
+
+    def _load_ended(self, sha256: str, task: "asyncio.Task[LoadedModel]") -> None:
+        """Also where no caller waited for it to the end."""
+        del self._loading[sha256]
+        self._failed.pop(sha256, None)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        failure = Failure("load_failed", TABLE["load_failed"].meaning)
+        if isinstance(error, InferenceError):
+            failure = Failure(error.code, error.message)
+        else:
+            _log.error("a model did not load", exc_info=error)
+        self._failed[sha256] = asyncio.get_running_loop().time() + _FAILED_S, failure
 
     async def _load_one(self, sha256: str) -> LoadedModel:
         loop = asyncio.get_running_loop()
-        model = await loop.run_in_executor(self._loader, self._load_and_measure, sha256)
-        self._models[sha256] = model
-        return model
+        try:
+            model = await loop.run_in_executor(self._loader, self._load_and_measure, sha256)
+            self._models[sha256] = model
+            return model
+        finally:
+            if sha256 not in self._models:
+                self.residency.forget(sha256)
+            self.residency.end(sha256)
 
     def _load_and_measure(self, sha256: str) -> LoadedModel:
         """In the loader's thread: bytes, runtime, warm-up, cost."""
@@ -220,19 +339,6 @@ def measured(runtime: Runtime, bound_s: float) -> Measured:
         return Measured(0.0, 0)
     row_s = max((many_s - cost_s) / (_PROBE_ROWS - 1), 1e-9)
     return Measured(cost_s, int(cells * (1 + (bound_s - cost_s) / row_s)), (one, (_PROBE_ROWS, many_s)))
-
-
-def served_versions(routes: Routes) -> list[VersionRoute]:
-    """The versions that a data-plane process must hold: all but those of retired and of job-lane deployments."""
-    return [version for deployment in routes.deployments if _runs_here(deployment) for version in _versions(deployment)]
-
-
-def _runs_here(deployment: DeploymentRoute) -> bool:
-    return not deployment.retired and deployment.lane is not Lane.JOB
-
-
-def _versions(deployment: DeploymentRoute) -> Iterable[VersionRoute]:
-    return deployment.versions.values()
 
 
 def low_priority_pool(threads: int, name: str) -> ThreadPoolExecutor:

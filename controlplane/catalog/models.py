@@ -168,6 +168,7 @@ class ModelVersion(models.Model):
             columns=msgspec.convert(self.columns, tuple[Column, ...]),
             preprocessor=self.preprocessor,
             cost_s=(self.latency_ms or 0.0) / 1000,
+            memory_bytes=self.memory_bytes,
             accepts_non_finite=self.accepts_non_finite,
         )
 

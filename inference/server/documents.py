@@ -17,7 +17,8 @@ import msgspec
 import psycopg
 
 from inference.contracts import Access, Routes
-from inference.registry import Failure, Registry, served_versions
+from inference.registry import Failure, Registry
+from inference.residency import served_versions
 from inference.server.auth import AccessTable
 from inference.server.cache import Caches
 from inference.server.held import HeldRoutes, Holder
@@ -249,7 +250,7 @@ class Follower:
             failures = (
                 {"": Failure("load_failed", "The document's signature is wrong.")}
                 if routes is None
-                else await self._registry.prepare(routes)
+                else await self._registry.prepare(routes, self._active)
             )
             if failures or routes is None:
                 await self._give_up(connection, int(str(generation)), failures)
@@ -271,7 +272,8 @@ class Follower:
 
     async def _take_active(self, routes: Routes) -> None:
         """Load what is not held yet (nothing, after both phases), swap, let go of what nobody needs."""
-        failures = await self._registry.prepare(routes)
+        coming = self._prepared if self._prepared and self._prepared.generation > routes.generation else None
+        failures = await self._registry.prepare(routes, coming)
         for version, failure in failures.items():
             _log.error("version %s does not load: %s", version, failure.reason)
         self._retry_at = asyncio.get_running_loop().time() + _RETRY_LOAD_S if failures else float("inf")

@@ -255,7 +255,8 @@ class Predictor:
             await self.jobs.answer(ask, deployment, version, protocol, call, body, receive, send)
             return
         record = ask.record()
-        answer = await self._infer(ask, call, deployment, version, record, receive)
+        async with version.held(ask.deadline) as held:
+            answer = await self._infer(ask, call, deployment, held, record, receive)
         line, whole = self._finish(ask, routes, call, body, record, answer)
         self.spool.append_line(line)
         self._served(ask, call, body, answer)
@@ -394,9 +395,9 @@ def choose_version(deployment: HeldDeployment, address: Address, key: str) -> He
     Raises InferenceError not_found, no_active_version or version_not_ready.
     """
     if address.number is not None:
-        return deployment.version(address.number)
+        return deployment.pinned(address.number)
     if address.label is not None:
-        return deployment.version(deployment.labelled(address.label))
+        return deployment.pinned(deployment.labelled(address.label))
     split = deployment.split
     number = split.choose(split.bucket(key)) if len(split.numbers) != 1 else split.numbers[0]
     return deployment.version(number)

@@ -1,7 +1,6 @@
 """Models are loaded from checked bytes, measured, shared, and let go."""
 
 import asyncio
-import gc
 import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -75,7 +74,7 @@ async def test_versions_of_one_file_share_one_model(registry: Registry, tmp_path
 async def test_a_version_that_does_not_load_is_named_and_the_others_load(registry: Registry, tmp_path: Path) -> None:
     good, broken = linear(tmp_path), version(tmp_path, 2, toys.classifier())
     (tmp_path / "artifacts" / broken.artifact_sha256[:2] / broken.artifact_sha256).unlink()
-    failures = await registry.prepare(routes(deployment(good, broken)))
+    failures = await registry.prepare(routes(deployment(good, broken, shadow={2: 1})))
     assert set(failures) == {"v2"}
     assert failures["v2"].code == "load_failed"
     assert registry.get(good.artifact_sha256) is not None
@@ -83,7 +82,7 @@ async def test_a_version_that_does_not_load_is_named_and_the_others_load(registr
 
 async def test_what_no_routes_need_is_let_go_but_not_from_under_a_call(registry: Registry, tmp_path: Path) -> None:
     first, second = linear(tmp_path), version(tmp_path, 2, toys.classifier())
-    await registry.prepare(routes(deployment(first, second)))
+    await registry.prepare(routes(deployment(first, second, live={1: 9_999, 2: 1})))
     in_flight = registry.get(second.artifact_sha256)
     assert in_flight is not None
     registry.keep([routes(deployment(first))])
@@ -95,7 +94,6 @@ async def test_what_no_routes_need_is_let_go_but_not_from_under_a_call(registry:
     # The loader's thread and the loop drop what they passed on a moment after they passed it on.
     registry.close()
     await asyncio.sleep(0)
-    gc.collect()
     assert gone() is None
 
 

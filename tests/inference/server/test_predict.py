@@ -144,7 +144,7 @@ async def test_unknown_retired_and_unready_answer_apart(house: House, tmp_path: 
     await refused(house, 410, "gone")
     broken = version(tmp_path, 2, toys.classifier())
     (tmp_path / "artifacts" / broken.artifact_sha256[:2] / broken.artifact_sha256).write_bytes(b"other bytes")
-    failures = await house.hold(deployment(linear(tmp_path), broken))
+    failures = await house.hold(deployment(linear(tmp_path), broken, shadow={2: 1}))
     assert failures["v2"].code == "load_failed"
     body = await refused(house, 503, "version_not_ready", path="/v1/models/toy/versions/2:predict")
     assert body["headers"]["retry-after"] == "1"

@@ -28,7 +28,6 @@ from tests.services import Product, wait_for
 pytestmark = pytest.mark.timeout(400)
 
 TABLE, PICTURES, JOBS = "clients-table", "clients-pictures", "clients-jobs"
-KEPT = "clients-kept"
 PREDICT = f"/v1/models/{TABLE}:predict"
 BODY: dict[str, Any] = {"instances": [{"a": 1.0, "b": 2.0, "c": 3.0}]}
 LABELS = ["dark", "grey", "bright"]
@@ -50,7 +49,6 @@ def control(product: Product) -> Iterator[Control]:
         control.deploy(TABLE, shares={"1": 50, "2": 50})
         control.deploy(PICTURES)
         control.deploy(JOBS, model=PICTURES, lane="job")
-        control.deploy(KEPT, model=PICTURES, cache_ttl_s=3600)
         labels = control.client.put(f"/api/deployments/{TABLE}/labels/", json={"labels": {"stable": 1, "canary": 2}})
         assert labels.status_code == 200, labels.text
         yield control
@@ -183,30 +181,6 @@ def test_pictures_are_answered_with_labelled_scores(
     # Of a picture the log has numbers, never pixels.
     assert logged["inputs"] in (None, {})
     assert (logged["pictures"][0]["width"], logged["pictures"][0]["height"]) == (64, 64)
-
-
-def test_a_picture_that_was_asked_before_gets_the_answer_that_was_kept(control: Control) -> None:
-    other = encoded(255 - PIXELS)
-
-    def asked(**body: Any) -> tuple[str, bool, dict[str, float]]:
-        """(what the answer says of where it is from, what the log does, the scores)"""
-        answer = control.client.post(f"/v1/models/{KEPT}:predict", **body)
-        logged = control.prediction(answer.headers["X-Prediction-Id"])
-        return answer.headers["X-Cache"], logged["cached"], scores_in(answer)
-
-    came, logged, scores = asked(json=b64(FILES["image/png"]))
-    assert (came, logged) == ("miss", False)
-    for body in (
-        {"json": b64(FILES["image/png"])},
-        {"content": FILES["image/png"], "headers": {"Content-Type": "image/png"}},
-        # Another file of the very same pixels.
-        {"json": b64(FILES["application/dicom"])},
-    ):
-        assert asked(**body) == ("hit", True, scores)
-    came, logged, others = asked(json=b64(other))
-    assert (came, logged) == ("miss", False)
-    assert others != scores
-    assert asked(json=b64(other)) == ("hit", True, others)
 
 
 def test_v2_and_sagemaker_take_pictures_too(control: Control, expected: dict[str, float]) -> None:

@@ -132,18 +132,18 @@ class Registry:
         store: ArtifactStore,
         load: Callable[[bytes], Runtime],
         *,
-        threads: int | None = None,
+        threads: int = 1,
         inline_below_s: float = INLINE_BELOW_S,
         budget_bytes: int = NO_LIMIT,
     ) -> None:
-        """`threads`: runs of the executor lane at the same time in this process (default: cores, at most 4).
+        """`threads`: runs of the executor lane at the same time in this process, each of them on one core.
 
         `budget_bytes`: what the models of this process may take in all.
         """
         self._store = store
         self._load = load
         self._inline_below_s = inline_below_s
-        self.threads = threads or min(len(os.sched_getaffinity(0)), 4)
+        self.threads = threads
         self._models: dict[str, LoadedModel] = {}
         self._loading: dict[str, asyncio.Task[LoadedModel]] = {}
         # Until when (loop's clock) a model that did not load is not tried again for a pin, and why.

@@ -13,6 +13,7 @@ from controlplane.local.errors import CannotStart
 
 OLDEST_PYTHON = (3, 11)
 NEWEST_PYTHON = (3, 12)
+MOST_PROCESSES = 256
 # A new cluster takes 60 MB, its log up to 1 GB later; below this much a start would only fail later and worse.
 NEEDED_BYTES = 500 * 1024 * 1024
 
@@ -44,6 +45,15 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def check_processes(value: str) -> None:
+    """SIGNALBOX_WEB_PROCESSES: a number, or the least and the most, such as 1-4."""
+    numbers = [int(part) if part.isascii() and part.isdigit() else 0 for part in value.split("-")]
+    if len(numbers) > 2 or numbers != sorted(numbers) or not (numbers[0] >= 1 and numbers[-1] <= MOST_PROCESSES):
+        raise CannotStart(
+            f"SIGNALBOX_WEB_PROCESSES={value!r} is not a whole number from 1 to {MOST_PROCESSES}, nor two such as 1-4."
+        )
 
 
 def check_exposure(host: str, served_over_tls: bool, insecure_http: bool) -> None:

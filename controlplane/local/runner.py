@@ -23,6 +23,8 @@ from controlplane.local.watch import Watch
 ROOT = Path(__file__).resolve().parents[2]
 FRONT_DOOR_WITHIN_S = 150.0
 DEMO_WITHIN_S = 600.0
+# For calls that are in progress when the front door is told to end, and its goodbye.
+DOOR_END_S = 16.0
 # Calls a second: enough to see the pages move, without dwarfing two days of history in every chart.
 DEMO_RATE = "1"
 # How often a part may end by itself before a start is given up.
@@ -74,7 +76,9 @@ class Runner:
         self._version = settings.VERSION
         host = settings.SIGNALBOX_HOST
         preflight.check_exposure(host, settings.SERVED_OVER_TLS, environment.flag("SIGNALBOX_INSECURE_HTTP"))
-        environment.integer("SIGNALBOX_WEB_PROCESSES", 1, 1, 256)
+        preflight.check_processes(environment.text("SIGNALBOX_WEB_PROCESSES", "1"))
+        environment.integer("SIGNALBOX_THREADS", 1, 1, 4096)
+        self._door_end_s = DOOR_END_S + environment.integer("SIGNALBOX_DRAIN_S", 0, 0, 300)
         preflight.check_disk(self._home.root)
         port = preflight.free_port(host, settings.SIGNALBOX_PORT)
         shown = f"[{host}]" if ":" in host else host
@@ -183,7 +187,12 @@ class Runner:
         return [
             Service("web", web, TIER_PAGES, pooled, reloads=True),
             Service(
-                "server", (python, "-m", "inference.server"), TIER_DOOR, self._environment, drain_s=16, reloads=True
+                "server",
+                (python, "-m", "inference.server"),
+                TIER_DOOR,
+                self._environment,
+                drain_s=self._door_end_s,
+                reloads=True,
             ),
             Service("worker", worker, TIER_WORK, self._environment, drain_s=20, reloads=True),
             Service("ingest", (*manage, "ingest"), TIER_WORK, self._environment, niceness=19, reloads=True),

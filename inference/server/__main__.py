@@ -1,43 +1,38 @@
 """`python -m inference.server`: listens, and keeps the serving processes alive.
 
-The parent binds one socket and hands it to its children, so that a restart of one resets no queued connection. It
-imports nothing heavy and serves nothing.
+The parent binds one socket and hands it to its children, so that a restart of one resets no queued connection.
 """
 
-import contextlib
 import errno
-import os
 import signal
 import socket
-import subprocess
 import sys
-import time
-from types import FrameType
 
+from inference.server.scaling import Rules
 from inference.server.settings import BadSettingError, Settings, read
 
 _BACKLOG = 2048
-# A child that dies at once is started again more slowly.
-_QUICK_DEATH_S = 2.0
-_RESPAWN_S = (0.05, 1.0)
-# Children drain for at most 10 s, then say goodbye to PostgreSQL.
-_STOP_S = 14.0
+_RULES = Rules()
 
 
-def main(arguments: list[str]) -> int:
-    """The process's exit code."""
+def main(arguments: list[str], rules: Rules = _RULES) -> int:
+    """The process's exit code. `rules`: when processes are added and taken away, between the least and the most."""
     try:
         settings = read()
         if arguments[:1] == ["--serve"]:
-            # Imported by the children alone: the parent stays small.
+            # The parent's are blocked, and children inherit that: while it imports, these end it without further ado.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD))
+            # Imported by the children alone: the parent stays small, and no runtime is there before a child is.
             from inference.server.process import serve
 
-            return serve(settings, int(arguments[1]), int(arguments[2]))
+            return serve(settings, *map(int, arguments[1:4]))
+        from inference.server.parent import Parent
+
         listener = _bind(settings)
     except BadSettingError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1
-    return Parent(listener, settings.web_processes).run()
+    return Parent(listener, settings, rules).run()
 
 
 def _bind(settings: Settings) -> socket.socket:
@@ -56,60 +51,6 @@ def _bind(settings: Settings) -> socket.socket:
         ) from error
     listener.listen(_BACKLOG)
     return listener
-
-
-class Parent:
-    """Starts the children and replaces those that die, until it is told to stop."""
-
-    def __init__(self, listener: socket.socket, processes: int) -> None:
-        self._listener = listener
-        self._count = processes
-        self._children: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
-        self._stopping = False
-
-    def run(self) -> int:
-        """Returns when all children have ended."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
-        for _ in range(self._count):
-            self._start()
-        while self._children:
-            try:
-                pid, status = os.wait()
-            except ChildProcessError:
-                break
-            child = self._children.pop(pid, None)
-            if child is None:
-                continue
-            process, started = child
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if self._stopping:
-                continue
-            quick = time.monotonic() - started < _QUICK_DEATH_S
-            time.sleep(_RESPAWN_S[quick])
-            if not self._stopping:
-                self._start()
-        self._listener.close()
-        return 0
-
-    def _start(self) -> None:
-        fd = self._listener.fileno()
-        command = [sys.executable, "-m", "inference.server", "--serve", str(fd), str(os.getpid())]
-        child = subprocess.Popen(command, pass_fds=[fd])
-        self._children[child.pid] = (child, time.monotonic())
-        if self._stopping:
-            # The signal came while the child was being started, and did not reach it.
-            child.terminate()
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        """Tell the children to drain. A second signal, or time running out, ends them."""
-        again, self._stopping = self._stopping, True
-        for pid in list(self._children):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL if again else signal.SIGTERM)
-        if not again:
-            signal.signal(signal.SIGALRM, self._stop)
-            signal.setitimer(signal.ITIMER_REAL, _STOP_S)
 
 
 if __name__ == "__main__":

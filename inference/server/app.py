@@ -31,6 +31,7 @@ from inference.server.replies import JSON, Receive, Scope, Send, refuse_unread, 
 from inference.server.settings import Settings
 from inference.server.shadows import Shadows
 from inference.server.upstream import Upstream
+from inference.server.work import Work
 from inference.snapshot import derive_secret
 from inference.spool import SpoolWriter
 
@@ -51,12 +52,13 @@ class App:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._addresses = Addresses()
+        self._says_ready = True
         self.holder = Holder()
-        self.metrics = Metrics(settings.run / "metrics")
+        self.metrics = Metrics(settings.metrics)
         self.spool = SpoolWriter(settings.spool)
         self._shared_cache = _shared_cache(settings)
         self._caches = Caches(self.metrics, shared=self._shared_cache)
-        self.registry = Registry(ArtifactStore(settings.artifacts), load)
+        self.registry = Registry(ArtifactStore(settings.artifacts), load, threads=settings.threads)
         self.admission = Admission()
         self.refusals = Refusals(self.spool)
         self._limits = KeyLimits(settings.run)
@@ -103,6 +105,10 @@ class App:
             await asyncio.gather(*tasks, return_exceptions=True)
             await follower.leave()
             await self.stop()
+
+    def say_unready(self) -> None:
+        """From now on a proxy is told to send its calls elsewhere; those that come are answered all the same."""
+        self._says_ready = False
 
     async def stop(self) -> None:
         """Let shadow copies finish, for a while, and release files, threads and connections."""
@@ -171,7 +177,7 @@ class App:
             case Kind.LIVE:
                 await reply(send, 200, [(b"content-type", JSON)], b'{"live":true}')
             case Kind.READY | Kind.PING:
-                ready = self.holder.ready and not self.admission.stopping
+                ready = self._says_ready and self.holder.ready and not self.admission.stopping
                 body = b'{"ready":true}' if ready else b'{"ready":false}'
                 await reply(send, 200 if ready else 503, [(b"content-type", JSON)], body)
             case Kind.METRICS:
@@ -244,7 +250,8 @@ class App:
 
     async def _tick(self) -> None:
         """Once a second: the refusals of the second, answers kept for long enough, the figures that are not events."""
-        in_flight = self.metrics.counter("signalbox_in_flight")
+        in_flight, busy = (self.metrics.counter(f"signalbox_{name}") for name in ("in_flight", "busy"))
+        work = Work(self.registry.threads)
         spooled = self.metrics.counter("signalbox_spool_bytes_total")
         access = self.metrics.counter("signalbox_access_generation")
         while True:
@@ -252,6 +259,7 @@ class App:
             self.refusals.flush()
             self._caches.drop_expired()
             in_flight.set(self.admission.calls)
+            busy.set(work.share())
             spooled.set(self.spool.total_bytes)
             access.set(self.holder.access.generation)
 

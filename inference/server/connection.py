@@ -196,6 +196,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         rest, self._rest = self._rest, None
         super()._start_asgi_task(cycle, app if rest is None else cast(Any, rest))
 
+    def end_after_next(self) -> None:
+        """Answer the next request with `Connection: close`; closed at once, it could cut off one that is on its way."""
+        self._stopping = True
+
     def shutdown(self) -> None:
         self._stopping = True
         if self.cycle is None or self.cycle.response_complete:

@@ -117,6 +117,8 @@ class Follower:
         self._failed_generation: int | None = None
         self._failures: dict[str, Failure] = {}
         self._retry_at = float("inf")
+        # Whether activations wait for this process.
+        self._is_listed = False
         # Connection
         self._access_woken = asyncio.Event()
         self._routes_woken = asyncio.Event()
@@ -202,6 +204,12 @@ class Follower:
     async def _look_at_routes(self, connection: Connection) -> None:
         """One look at the routes documents, and all that follows from it."""
         await self._look_at_active(connection)
+        if not self._is_listed:
+            # Not before: an activation would wait for all that a new process loads. What was activated meanwhile is
+            # read again, and nothing is activated without this process from here on.
+            self._is_listed = True
+            await self._report(connection)
+            await self._look_at_active(connection)
         self._holder.ready = True
         await self._look_at_preparing(connection)
 
@@ -309,6 +317,8 @@ class Follower:
         _log.error("routes generation %s does not load: %s", generation, failure)
 
     async def _report(self, connection: Connection) -> None:
+        if not self._is_listed:
+            return
         loaded = {
             version.id: {
                 "lane": "inline" if model.inline_cells else "executor",

@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -46,8 +47,13 @@ COUNTERS = {
     "signalbox_spool_bytes_total": "Bytes appended to the spool.",
     _DROPPED: "Updates of series that did not fit the process's table.",
 }
-GAUGES = {
-    "signalbox_in_flight": "Calls in progress.",
+# What the process does as a whole: the first rows of its file, where its parent reads them.
+_OWN = {
+    "signalbox_serving": "1 while the process takes connections.",
+    "signalbox_in_flight": "Calls in progress that wait for anything; calls of the inline lane do not.",
+    "signalbox_busy": "Share of the last second, 0 to 1, that the event loop computed, or the model threads if more.",
+}
+GAUGES = _OWN | {
     "signalbox_waiting": "Calls that wait for a run of the executor lane.",
     "signalbox_cache_bytes": "Bytes of answers that are kept.",
     "signalbox_access_generation": "Generation of the access document in force, per process.",
@@ -100,6 +106,8 @@ class Metrics:
         self._map = mmap.mmap(self._fd, _MAX_SERIES * _SERIES_BYTES)
         self._cells = memoryview(self._map).cast("d")
         self._rows: dict[Series, int] = {}
+        for own in _OWN:
+            self.counter(own)
         # Visible to scrapes only once it is locked: a file without its lock belongs to a dead process.
         hidden.rename(folder / f"{name}.series")
 
@@ -131,6 +139,25 @@ class Metrics:
             start = row * _SERIES_BYTES
             self._map[start : start + len(encoded)] = encoded
         return (row * _SERIES_BYTES + _TEXT_BYTES) // 8
+
+
+def told_by(folder: Path, pid: int) -> dict[str, float]:
+    """What a living process told of itself last, by name; empty where it has told nothing yet."""
+    for path in folder.glob(f"{pid}-*.series"):
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            if not _is_dead(file):
+                own = _series(file.read(len(_OWN) * _SERIES_BYTES))
+                return {name: values[0] for (name, _), values in own.items()}
+    return {}
+
+
+def _is_dead(file: BinaryIO) -> bool:
+    """Whether the process whose series these are let go of them; then nobody else takes them for alive any more."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _bounds_of(name: str) -> tuple[float, ...]:
@@ -201,9 +228,7 @@ def _fold(folder: Path) -> tuple[dict[Series, list[float]], dict[str, dict[Serie
     dead: list[Path] = []
     for path in folder.glob("*.series"):
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _is_dead(file):
                 living[path.name] = _series(file.read())
                 continue
             dead.append(path)

@@ -15,30 +15,33 @@ import uvloop
 from inference.runtime import collector
 from inference.server.app import App
 from inference.server.connection import BoundedHttpProtocol
+from inference.server.parent import HAND_OVER, SAY_UNREADY
 from inference.server.settings import BadSettingError, Settings
 
 _KEEP_ALIVE_S = 75
 _DRAIN_S = 10
 _PR_SET_PDEATHSIG = 1
-# Longest wait for the first documents: after it the health checks at least have to be answered.
-_FIRST_DOCUMENTS_S = 5.0
 _LOOK_S = 0.02
 
 
-def serve(settings: Settings, fd: int, parent: int) -> int:
-    """Serve until SIGTERM, then drain for at most 10 s. Returns the exit code."""
+def serve(settings: Settings, fd: int, parent: int, patience_s: int) -> int:
+    """Serve until SIGTERM, then drain for at most 10 s. Returns the exit code.
+
+    `patience_s`: the longest wait for the first documents; after it the health checks at least have to be answered.
+    """
     _die_with(parent)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     listener = socket.socket(fileno=fd)
     listener.setblocking(False)
     if not settings.database_url:
         raise BadSettingError("DATABASE_URL is not set: give the control plane's, where routes and keys are published.")
-    uvloop.run(_serve(settings, listener))
+    uvloop.run(_serve(settings, listener, patience_s))
     return 0
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> None:
+async def _serve(settings: Settings, listener: socket.socket, patience_s: int) -> None:
     app = App(settings)
+    serving = app.metrics.counter("signalbox_serving")
     collector.settle()
     config = uvicorn.Config(
         app,
@@ -57,18 +60,31 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
 
     def stop(number: int, frame: FrameType | None) -> None:
         server.should_exit = True
+        serving.set(0)
 
     # Before and after uvicorn's own handlers: it raises the signal again at its end, when there is still to tidy up.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(SAY_UNREADY, app.say_unready)
+    loop.add_signal_handler(HAND_OVER, _hand_over, server)
+    # The parent keeps them blocked, so that none came before this.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (SAY_UNREADY, HAND_OVER))
     async with app.running():
         # A process that holds nothing yet would refuse what its siblings answer: callers wait in the socket's queue.
-        give_up_at = time.monotonic() + _FIRST_DOCUMENTS_S
+        give_up_at = time.monotonic() + patience_s
         # Asked, not awaited: a signal handler sets the other condition.
         while not (app.holder.ready or server.should_exit or time.monotonic() > give_up_at):  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_S)
         if not server.should_exit:
+            serving.set(1)
             await server.serve(sockets=[listener])
+
+
+def _hand_over(server: uvicorn.Server) -> None:
+    """End every other connection after its next answer: its caller comes again and finds the process that is new."""
+    for connection in list(server.server_state.connections)[::2]:
+        connection.end_after_next()  # type: ignore[union-attr]  # all are of the protocol given above
 
 
 def _die_with(parent: int) -> None:

@@ -5,13 +5,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 Network = IPv4Network | IPv6Network
 
+# The processor time that this container may use, where it has a quota of its own (cgroup v2).
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_MOST_PROCESSES = 256
+
 
 class BadSettingError(Exception):
     """A setting that cannot be used; the message is one sentence that says what to type."""
+
+
+class Processes(NamedTuple):
+    """Serving processes on one socket: how many there always are, and how many there may be."""
+
+    least: int
+    most: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +33,7 @@ class Settings:
     home: Path
     host: str
     port: int
-    web_processes: int
+    web_processes: Processes
     secret_key: str
     database_url: str = ""
     upstream: Path | None = None
@@ -31,6 +43,10 @@ class Settings:
     min_body_rate: int = 16 * 1024
     # Redis, where kept answers are shared through it; else "".
     cache_redis_url: str = ""
+    # Runs of models at the same time in one process, each on one core.
+    threads: int = 1
+    # Seconds for which the ready address answers 503 before connections are refused.
+    drain_s: int = 0
 
     @property
     def artifacts(self) -> Path:
@@ -43,6 +59,11 @@ class Settings:
     @property
     def run(self) -> Path:
         return self.home / "run"
+
+    @property
+    def metrics(self) -> Path:
+        """Where each process keeps the figures that it is asked for, and by which its parent sees what it does."""
+        return self.run / "metrics"
 
     def trusts(self, address: str) -> bool:
         """Whether forwarding headers from this peer address are believed."""
@@ -76,11 +97,12 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
                 "SIGNALBOX_SECRET_KEY is not set: give the control plane's, by which published documents are signed."
             ) from error
     upstream = _value(environ, "SIGNALBOX_UPSTREAM")
+    web_processes = _processes(environ)
     return Settings(
         home=home,
         host=host,
         port=_number(environ, "SIGNALBOX_PORT", 8000, 0, 65_535),
-        web_processes=_number(environ, "SIGNALBOX_WEB_PROCESSES", _default_processes(), 1, 256),
+        web_processes=web_processes,
         secret_key=secret_key,
         database_url=_value(environ, "DATABASE_URL"),
         upstream=Path(upstream) if upstream else None,
@@ -88,7 +110,31 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
         min_body_rate=_number(environ, "SIGNALBOX_MIN_BODY_KIB_S", 16, 1, 1024 * 1024) * 1024,
         trusted_proxies=_networks(_value(environ, "SIGNALBOX_TRUSTED_PROXIES")),
         cache_redis_url=_cache_redis_url(environ),
+        threads=max(1, _number(environ, "SIGNALBOX_THREADS", cores(), 1, 4096) // web_processes.most),
+        drain_s=_number(environ, "SIGNALBOX_DRAIN_S", 0, 0, 300),
     )
+
+
+def cores() -> int:
+    """Cores that this process may use: of the machine, of its set of processors, of its container's quota."""
+    usable = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _QUOTA.read_text().split()
+    except OSError:
+        return usable
+    return usable if quota == "max" else max(1, min(usable, int(quota) // int(period)))
+
+
+def _processes(environ: Mapping[str, str]) -> Processes:
+    """A number, or the least and the most with a hyphen between them."""
+    text = _value(environ, "SIGNALBOX_WEB_PROCESSES", str(_default_processes()))
+    least, hyphen, most = text.partition("-")
+    numbers = [int(part) for part in ([least, most] if hyphen else [least, least]) if part.isascii() and part.isdigit()]
+    if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1] <= _MOST_PROCESSES:
+        raise BadSettingError(
+            f"SIGNALBOX_WEB_PROCESSES={text} is not a whole number from 1 to {_MOST_PROCESSES}, nor two such as 1-4."
+        )
+    return Processes(*numbers)
 
 
 def _cache_redis_url(environ: Mapping[str, str]) -> str:
@@ -106,8 +152,8 @@ def _cache_redis_url(environ: Mapping[str, str]) -> str:
 
 def _default_processes() -> int:
     """One on a small machine; else all cores but one, which the control plane's processes have."""
-    cores = len(os.sched_getaffinity(0))
-    return 1 if cores <= 2 else min(cores - 1, 16)
+    usable = cores()
+    return 1 if usable <= 2 else min(usable - 1, 16)
 
 
 def _value(environ: Mapping[str, str], name: str, default: str = "") -> str:

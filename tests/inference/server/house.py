@@ -32,7 +32,7 @@ from inference.server.auth import AccessTable
 from inference.server.cache import Caches, Clock
 from inference.server.connection import BoundedHttpProtocol
 from inference.server.held import HeldRoutes
-from inference.server.settings import Settings
+from inference.server.settings import Processes, Settings
 from inference.spool import SpoolReader
 from tests.inference import toys
 
@@ -156,7 +156,14 @@ class House:
 
 
 def settings_of(home: Path, **fields: Any) -> Settings:
-    base = Settings(home=home, host="127.0.0.1", port=0, web_processes=1, secret_key="a secret of the tests")
+    base = Settings(
+        home=home,
+        host="127.0.0.1",
+        port=0,
+        web_processes=Processes(1, 1),
+        secret_key="a secret of the tests",
+        threads=2,
+    )
     return replace(base, **fields)
 
 

@@ -110,7 +110,7 @@ def test_series_past_the_table_are_counted_as_dropped(tmp_path: Path) -> None:
         metrics.counter("signalbox_rows_total", deployment=f"d{n}").add()
     metrics.counter("signalbox_rows_total", deployment="x" * 300).add()
     found = lines(tmp_path)
-    assert found["signalbox_series_dropped"] == 1100 - 1023 + 1
+    assert found["signalbox_series_dropped"] == 1100 - 1020 + 1
     assert found['signalbox_rows_total{deployment="d0"}'] == 1
     metrics.close()
 

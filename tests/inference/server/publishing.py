@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +111,9 @@ class Door:
 
 
 @contextmanager
-def open_door(home: Path, url: str, **settings: str) -> Iterator[Door]:
+def open_door(
+    home: Path, url: str, command: Sequence[str] = (sys.executable, "-m", "inference.server"), **settings: str
+) -> Iterator[Door]:
     """A front door that is ready."""
     port = int(settings.get("SIGNALBOX_PORT", free_port()))
     environment = clean_environment(
@@ -120,7 +122,7 @@ def open_door(home: Path, url: str, **settings: str) -> Iterator[Door]:
         DATABASE_URL=url,
         **{"SIGNALBOX_WEB_PROCESSES": "1", "SIGNALBOX_PORT": str(port), **settings},
     )
-    process = subprocess.Popen([sys.executable, "-m", "inference.server"], env=environment)
+    process = subprocess.Popen(command, env=environment)
     door = Door(process, port)
     try:
         wait_for(lambda: door.is_ready() or process.poll() is not None, 60, "the front door")

@@ -171,6 +171,12 @@ def test_the_default_is_one_machine() -> None:
         ({"SIGNALBOX_PORT": "http"}, "SIGNALBOX_PORT=http"),
         ({"SIGNALBOX_PORT": "70000"}, "SIGNALBOX_PORT=70000"),
         ({"SIGNALBOX_WEB_PROCESSES": "0"}, "SIGNALBOX_WEB_PROCESSES=0"),
+        ({"SIGNALBOX_WEB_PROCESSES": "3-2"}, "SIGNALBOX_WEB_PROCESSES=3-2 is not .* such as 1-4"),
+        ({"SIGNALBOX_WEB_PROCESSES": "1-"}, "SIGNALBOX_WEB_PROCESSES=1- "),
+        ({"SIGNALBOX_WEB_PROCESSES": "1-2-3"}, "SIGNALBOX_WEB_PROCESSES=1-2-3"),
+        ({"SIGNALBOX_WEB_PROCESSES": "1-257"}, "SIGNALBOX_WEB_PROCESSES=1-257"),
+        ({"SIGNALBOX_THREADS": "0"}, "SIGNALBOX_THREADS=0"),
+        ({"SIGNALBOX_DRAIN_S": "-1"}, "SIGNALBOX_DRAIN_S=-1"),
         ({"SIGNALBOX_TRUSTED_PROXIES": "me"}, "SIGNALBOX_TRUSTED_PROXIES=me"),
         ({"SIGNALBOX_PUBLIC_URL": "signalbox.example"}, "SIGNALBOX_PUBLIC_URL"),
         ({"SIGNALBOX_HOST": EVERYWHERE}, "SIGNALBOX_INSECURE_HTTP=1"),
@@ -180,6 +186,38 @@ def test_the_default_is_one_machine() -> None:
 def test_a_bad_setting_is_one_sentence(fields: dict[str, str], sentence: str) -> None:
     with pytest.raises(BadSettingError, match=sentence):
         read(environ(**fields))
+
+
+@pytest.mark.parametrize(
+    ("processes", "threads", "each"),
+    [("1", "8", 8), ("4", "8", 2), ("1-4", "8", 2), ("3", "8", 2), ("7", "8", 1), ("16", "8", 1), ("1", "1", 1)],
+)
+def test_processes_share_the_threads_of_the_machine_as_if_all_were_there(
+    processes: str, threads: str, each: int
+) -> None:
+    settings = read(environ(SIGNALBOX_WEB_PROCESSES=processes, SIGNALBOX_THREADS=threads))
+    assert settings.threads == each
+    assert each == 1 or each * settings.web_processes.most <= int(threads)
+
+
+@pytest.mark.parametrize("quota", ["max 100000", "250000 100000", "50000 100000", None])
+def test_by_default_models_have_the_cores_and_no_more_than_the_containers_quota(
+    quota: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+    monkeypatch.setattr("inference.server.settings._QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    usable = {"250000 100000": 2, "50000 100000": 1}.get(quota or "", 8)
+    settings = read(environ())
+    assert settings.web_processes == ((7, 7) if usable == 8 else (1, 1))
+    assert settings.web_processes.most * settings.threads <= usable
+    assert read(environ(SIGNALBOX_WEB_PROCESSES="1")).threads == usable
+
+
+def test_processes_may_be_given_as_the_least_and_the_most() -> None:
+    assert read(environ(SIGNALBOX_WEB_PROCESSES="2")).web_processes == (2, 2)
+    assert read(environ(SIGNALBOX_WEB_PROCESSES="1-4")).web_processes == (1, 4)
 
 
 def test_a_public_bind_is_meant_with_tls_or_with_the_switch() -> None:

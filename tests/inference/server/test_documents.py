@@ -9,6 +9,8 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from inference.contracts import Routes
+from inference.registry import Failure
 from inference.server.app import App
 from tests.inference import toys
 from tests.inference.server.house import KEYS, House, deployment, linear, open_house, version, with_fields
@@ -139,3 +141,32 @@ async def test_without_postgresql_it_serves_what_it_holds_and_finds_back(
             admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'.encode())
         publisher.routes(2, deployment(linear(tmp_path), linear(tmp_path, 2), live={2: 10_000}))
         await until(lambda: generation(house.app) == 2)
+
+
+async def test_an_activation_waits_for_no_process_that_still_loads_what_is_served(
+    tmp_path: Path, database_url: str
+) -> None:
+    publisher = Publisher(database_url)
+    publisher.access()
+    publisher.routes(1, deployment(linear(tmp_path)))
+    async with running(tmp_path, database_url) as house:
+        await until(lambda: generation(house.app) == 1)
+        async with open_house(tmp_path, database_url=database_url, secret_key=SECRET) as late:
+            loaded, prepare = asyncio.Event(), late.app.registry.prepare
+
+            async def slow(routes: Routes) -> dict[str, Failure]:
+                await loaded.wait()
+                return await prepare(routes)
+
+            late.app.registry.prepare = slow  # type: ignore[method-assign]
+            async with late.app.running():
+                publisher.routes(2, deployment(linear(tmp_path), linear(tmp_path, 2), live={2: 10_000}))
+                await until(lambda: generation(house.app) == 2)
+                assert not late.app.holder.ready
+                assert len(publisher.processes()) == 1
+                loaded.set()
+                await until(lambda: late.app.holder.ready)
+                assert generation(late.app) == 2
+                await until(lambda: len(publisher.processes()) == 2)
+                publisher.routes(3, deployment(linear(tmp_path), live={1: 10_000}))
+                await until(lambda: generation(house.app) == generation(late.app) == 3)

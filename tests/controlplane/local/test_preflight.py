@@ -88,3 +88,14 @@ def test_a_redis_on_the_path_does_where_the_wheel_has_none(tmp_path: Path, monke
     monkeypatch.setattr(redis, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert redis.binary() == program
+
+
+@pytest.mark.parametrize("value", ["1", "256", "1-4", "2-2"])
+def test_processes_are_a_number_or_a_range(value: str) -> None:
+    preflight.check_processes(value)
+
+
+@pytest.mark.parametrize("value", ["0", "", "-", "4-1", "1-257", "1-2-3", "two", "1-", "0-3"])
+def test_other_processes_are_refused_with_a_sentence(value: str) -> None:
+    with pytest.raises(CannotStart, match="is not a whole number"):
+        preflight.check_processes(value)

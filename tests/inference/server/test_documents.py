@@ -154,9 +154,9 @@ async def test_an_activation_waits_for_no_process_that_still_loads_what_is_serve
         async with open_house(tmp_path, database_url=database_url, secret_key=SECRET) as late:
             loaded, prepare = asyncio.Event(), late.app.registry.prepare
 
-            async def slow(routes: Routes) -> dict[str, Failure]:
+            async def slow(routes: Routes, beside: Routes | None = None) -> dict[str, Failure]:
                 await loaded.wait()
-                return await prepare(routes)
+                return await prepare(routes, beside)
 
             late.app.registry.prepare = slow  # type: ignore[method-assign]
             async with late.app.running():

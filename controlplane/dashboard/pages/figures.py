@@ -68,7 +68,9 @@ class VersionRow:
     p95: float | None
     p99: float | None
     error_share: float | None
+    queue_p50: float | None
     queue_p95: float | None
+    compute_p50: float | None
     compute_p95: float | None
     cached: int
     computed: int
@@ -84,7 +86,9 @@ class VersionRow:
             p95=latency["total"]["p95"],
             p99=latency["total"]["p99"],
             error_share=version["error_share"],
+            queue_p50=latency["queue"]["p50"],
             queue_p95=latency["queue"]["p95"],
+            compute_p50=latency["compute"]["p50"],
             compute_p95=latency["compute"]["p95"],
             cached=version["cached"],
             computed=version["calls"] - version["failed"] - version["cached"],

@@ -1,5 +1,6 @@
 """Every page: who may see it, what it costs, and that nothing from a model file or a caller becomes markup."""
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -97,6 +98,18 @@ def test_figures_of_the_traffic_tab_are_those_of_the_log(
     assert "11 calls" in page
     assert "90.00 %" in page
     assert "wrong_type" in page
+
+
+def test_the_latency_tab_sets_waiting_in_the_queue_against_computing(
+    owners: Client, deployment: Deployment, versions: list[ModelVersion]
+) -> None:
+    waits = [(1.0, 40.0)] * 9 + [(300.0, 700.0)]
+    record_predictions([served(deployment, versions[0], queue_ms=wait, compute_ms=run) for wait, run in waits])
+    page = owners.get("/deployments/checkout/latency/?range=1h").content.decode()
+    cells = dict(re.findall(r'data-label="((?:Queue|Compute) p\d\d)">([\d.]+) ms<', page))
+    # As near as a rollup's logarithmic bins tell.
+    told = {"Queue p50": 1.0, "Queue p95": 300.0, "Compute p50": 40.0, "Compute p95": 700.0}
+    assert {name: float(value) for name, value in cells.items()} == pytest.approx(told, rel=0.1)
 
 
 def test_a_live_region_that_did_not_change_is_not_sent_again(owners: Client, deployment: Deployment) -> None:

@@ -35,9 +35,6 @@ class Tensor(msgspec.Struct, array_like=True):
     def of(cls, name: str, array: Array) -> "Tensor":
         return cls(name, array.dtype.newbyteorder("<").str, array.shape[1:])
 
-    def fits(self, array: Array, rows: int) -> bool:
-        return array.shape[0] == rows and array.shape[1:] == self.inner
-
     def read(self, data: bytes) -> Array:
         """Raises ValueError where the bytes are not whole rows."""
         return np.frombuffer(data, self.dtype).reshape(-1, *self.inner)
@@ -84,18 +81,21 @@ class Packer:
         if len(inputs) != 1:
             return False
         [tensor] = inputs.values()
+        cells = tensor.size
+        for array in outputs.values():
+            cells = max(cells, array.size)
         # Before the layout is made: a first call that is too large would say nothing of the others.
-        if max(array.size for array in (tensor, *outputs.values())) > capture.PAYLOAD_CELLS:
+        if cells > capture.PAYLOAD_CELLS:
             return False
         payload = capture.keeps_payload(record.id, deployment.capture)
         held = self._layouts.get((version.id, payload))
         if held is None or held[0] is not version:
             held = self._made(record, deployment, version, inputs, outputs, payload)
-        layout = held[1]
-        if layout is None or tensor.ndim == 0 or not layout.input.fits(tensor, record.rows):
+        layout, rows = held[1], record.rows
+        if layout is None or tensor.shape != (rows, *layout.input.inner):
             return False
         for form, array in zip(layout.outputs, outputs.values(), strict=True):
-            if array.ndim == 0 or not form.fits(array, record.rows):
+            if array.shape != (rows, *form.inner):
                 return False
         record.packed = Packed(held[2], tensor.tobytes(), [array.tobytes() for array in outputs.values()])
         return True

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,12 +18,14 @@ from time import perf_counter, thread_time
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from inference.batching import Answer, Arrays, Batcher
 from inference.contracts import Lane, Routes, VersionRoute
 from inference.errors import TABLE, InferenceError
 from inference.pacing import CostModel
 from inference.residency import NO_LIMIT, Residency, served_versions, shared_versions, size_of
+from inference.runs import Share, grouped, parted
 from inference.runtime.loading import Runtime
 from inference.slots import Slots
 
@@ -88,6 +90,8 @@ class LoadedModel:
     batcher: Batcher
     cost_s: float
     inline_cells: int
+    # Whether rows of several calls may be put together.
+    shares_runs: bool = False
     suspect: bool = False
 
     def lane(self, wanted: Lane, cells: int) -> Lane:
@@ -106,6 +110,46 @@ class LoadedModel:
         # By the wall clock another process's work looks like the model's: the next run is timed by this thread's CPU.
         self.suspect = took > INLINE_BELOW_S * _DEMOTE_FACTOR
         return Answer(outputs, 0.0, took)
+
+    def run_together(self, shares: Sequence[Share]) -> None:
+        """Run calls of the inline lane on the calling thread and set their outcomes: as few runs as the bounds allow.
+
+        A run has no more cells than one call may have to be inline. A call that the model rejects fails alone.
+        """
+        if len(shares) > 1 and self.shares_runs:
+            for group in grouped(shares, self.inline_cells):
+                self._run_group(group)
+        else:
+            for share in shares:
+                self._run_share(share)
+
+    def _run_group(self, group: Sequence[Share]) -> None:
+        if len(group) == 1 or self.suspect:
+            for share in group:
+                self._run_share(share)
+            return
+        first = group[0].inputs
+        try:
+            answer = self.run_inline({name: np.concatenate([s.inputs[name] for s in group]) for name in first})
+        except InferenceError:
+            # Whose rows were bad is found by asking each: in all, one run more than without company.
+            parts = None
+        else:
+            parts = parted(answer.outputs, rows := [share.rows for share in group])
+            if parts is not None:
+                for share, part in zip(group, parts, strict=True):
+                    share.outcome = Answer(part, 0.0, answer.compute_s, sum(rows))
+                return
+            # The signature promised rows in, rows out.
+            self.shares_runs = False
+        for share in group:
+            self._run_share(share)
+
+    def _run_share(self, share: Share) -> None:
+        try:
+            share.outcome = self.run_inline(share.inputs)
+        except Exception as error:  # boundary: each caller is told of its own
+            share.outcome = error
 
     def _run_suspect(self, inputs: Arrays) -> Answer:
         began, cpu_began = perf_counter(), thread_time()
@@ -307,7 +351,7 @@ class Registry:
             slots=self.slots,
             cost=CostModel(*points),
         )
-        return LoadedModel(sha256, runtime, batcher, cost_s, inline_cells)
+        return LoadedModel(sha256, runtime, batcher, cost_s, inline_cells, shares_runs=batched)
 
 
 class Measured(NamedTuple):

@@ -41,6 +41,15 @@ class Answer(msgspec.Struct, frozen=True):
     cached: bool = False
 
 
+class Share(msgspec.Struct, kw_only=True, eq=False):
+    """A call's part in a run on the event loop. `most_rows`: of a run that it shares. `outcome` once it is known."""
+
+    inputs: Arrays
+    rows: int
+    most_rows: int
+    outcome: Answer | Exception | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Item:
     """One call on its way. Touched by the event loop, or by the thread of its run while that goes on."""
@@ -163,3 +172,24 @@ def parted(outputs: Mapping[str, npt.NDArray[Any]], rows: list[int]) -> list[Arr
         parts.append(part if views else {name: array.copy() for name, array in part.items()})
         start += count
     return parts
+
+
+def grouped(shares: Sequence[Share], most_cells: int) -> list[list[Share]]:
+    """Shares that may run together, in order: inputs of one form, at most `most_cells` cells and the rows that each
+    of them allows. A share that is too large for company is alone.
+    """
+    groups: list[list[Share]] = []
+    form: object = None
+    cells = rows = most_rows = 0
+    for share in shares:
+        [array, *others] = share.inputs.values()
+        size = array.size + sum(other.size for other in others) if others else array.size
+        its_form = (array.shape[1:], array.dtype, [(other.shape[1:], other.dtype) for other in others])
+        most_rows = min(most_rows, share.most_rows)
+        if its_form == form and cells + size <= most_cells and rows + share.rows <= most_rows:
+            groups[-1].append(share)
+            cells, rows = cells + size, rows + share.rows
+        else:
+            groups.append([share])
+            form, cells, rows, most_rows = its_form, size, share.rows, share.most_rows
+    return groups

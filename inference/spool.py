@@ -5,14 +5,12 @@ knows that no further byte will come: the writer rotated it away or died. A kill
 page cache is the kernel's); a torn last line belongs to an answer that was never sent.
 """
 
-import asyncio
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,11 +29,6 @@ READ_BYTES = 4 * 1024 * 1024
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-
-_log = logging.getLogger(__name__)
-
-# Told what became of a line: None, or what kept it from being written.
-Then = Callable[[Exception | None], None]
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(SpoolRecord)
@@ -58,7 +51,6 @@ class SpoolWriter:
         self._fd = -1
         self._size = 0
         self.total_bytes = 0
-        self._soon: list[tuple[bytes, Then]] = []
         self._open()
 
     def append(self, record: SpoolRecord) -> None:
@@ -72,33 +64,20 @@ class SpoolWriter:
         """Write a record that is JSON already, without a line's end in it. Raises as `append`."""
         self._write(line + b"\n")
 
-    def append_soon(self, line: bytes, then: Then) -> None:
-        """Write such a line with the others of this turn of the event loop, in one `write`; then tell what became of
-        it. Under load that is one system call for all calls whose requests came together.
-        """
-        self._soon.append((line, then))
-        if len(self._soon) == 1:
-            asyncio.get_running_loop().call_soon(self._flush)
-
-    def _flush(self) -> None:
-        lines, self._soon = self._soon, []
+    def append_lines(self, lines: Sequence[bytes]) -> list[Exception | None]:
+        """Write such lines in one `write`; what became of each: None, or what kept it from being written."""
         if not lines:
-            return
-        whole: Exception | None = None
+            return []
         try:
-            self._write(b"\n".join([line for line, _ in lines]) + b"\n")
+            self._write(b"\n".join(lines) + b"\n")
         except Exception as error:  # boundary: each caller is told; where several lines did not fit, some still may
-            whole = error
-        for line, then in lines:
-            try:
-                then(whole if whole is None or len(lines) == 1 else self._tried(line))
-            except Exception:  # boundary: a fault in one call's end is not to keep the others from theirs
-                _log.exception("the end of a call failed")
+            return [error] if len(lines) == 1 else [self._tried(line) for line in lines]
+        return [None] * len(lines)
 
     def _tried(self, line: bytes) -> Exception | None:
         try:
             self.append_line(line)
-        except Exception as error:  # boundary: as in `_flush`
+        except Exception as error:  # boundary: as in `append_lines`
             return error
         return None
 
@@ -124,9 +103,7 @@ class SpoolWriter:
         self.close()
 
     def close(self) -> None:
-        """Write what is to be written soon and release the file. What was appended stays for the readers."""
-        if self._soon:
-            self._flush()
+        """Release the file. What was appended stays for the readers."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -18,18 +18,21 @@ from inference.server.addresses import Address, Addresses, Kind, is_ours
 from inference.server.admission import Admission
 from inference.server.asking import Ask, Retries
 from inference.server.cache import Caches
+from inference.server.choosing import find_deployment
 from inference.server.documents import Follower
+from inference.server.heads import Heads
 from inference.server.held import Holder
 from inference.server.jobs import JobLane
 from inference.server.limits import KeyLimits
 from inference.server.metrics import Metrics, render
 from inference.server.pictures import PictureRoom
-from inference.server.predict import Predictor, Reply, Rest, find_deployment
+from inference.server.predict import Predictor, Rest
 from inference.server.protocols import Headers, v1, v2
 from inference.server.refusals import Refusals
 from inference.server.replies import JSON, Receive, Scope, Send, refuse_unread, reply, reply_error
 from inference.server.settings import Settings
 from inference.server.shadows import Shadows
+from inference.server.turn import Reply
 from inference.server.upstream import Upstream
 from inference.server.work import Work
 from inference.snapshot import derive_secret
@@ -51,6 +54,7 @@ class App:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self.heads = Heads()
         self._addresses = Addresses()
         self._says_ready = True
         self.holder = Holder()
@@ -116,6 +120,7 @@ class App:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_S):
                 await self._shadows.drain()
+        self._predict.end_turn()
         self.refusals.flush()
         self.spool.close()
         self.metrics.close()
@@ -133,9 +138,9 @@ class App:
         address = self._addresses.known(target)
         return address if address is not None and address.predicts and not self.holder.is_empty else None
 
-    def at_once(self, headers: Headers, address: Address, body: bytes, reply: Reply) -> Rest | None:
+    def at_once(self, headers: Headers, address: Address, body: bytes, reply: Reply, fd: int) -> Rest | None:
         """See `Predictor.at_once`."""
-        return self._predict.at_once(headers, address, body, reply)
+        return self._predict.at_once(headers, address, body, reply, fd)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

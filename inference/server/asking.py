@@ -49,6 +49,7 @@ class Ask:
         "taken_on",
         "unread",
         "version",
+        "waited_s",
     )
 
     def __init__(self, headers: Headers, address: Address) -> None:
@@ -76,6 +77,7 @@ class Ask:
         # Whether it is a job by now: how that ends is counted where the job ends.
         self.taken_on = False
         self.deadline = self.started + DEFAULT_DEADLINE_MS / 1000
+        self.waited_s = 0.0
         self.request_id = self.id
         self.client_id = ""
         if b"x-request-id" in self.headers:
@@ -85,6 +87,13 @@ class Ask:
         self.sticky_key = ""
         self.idempotency_key = ""
         self.context: dict[str, str] = {}
+
+    def arrived_s_ago(self, waited_s: float) -> None:
+        """It lay in its socket for so long: all its times count from when it came."""
+        self.waited_s = waited_s
+        self.started -= waited_s
+        self.deadline -= waited_s
+        self.at -= waited_s
 
     def read_headers(self) -> None:
         """The headers that a caller relies on. Raises InferenceError bad_header for one that cannot be read."""

@@ -1,15 +1,18 @@
 """What a connection has beside uvicorn's own: a short way for calls that are all there, bounded heads, a calm end."""
 
 import asyncio
+import socket
 from time import monotonic
 from typing import Any, Protocol, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from inference.server.addresses import Address
-from inference.server.predict import Reply, Rest
+from inference.server.heads import Heads
+from inference.server.predict import Rest
 from inference.server.protocols import Headers
 from inference.server.replies import HeaderList
+from inference.server.turn import Reply
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_S = 10.0
@@ -28,10 +31,12 @@ _UNUSUAL = frozenset({b"transfer-encoding", b"content-encoding", b"expect", b"up
 class Application(Protocol):
     """What the short way asks of the application."""
 
+    heads: Heads
+
     def call_address(self, target: bytes) -> Address | None:
         """The address of a prediction call whose request target (path, no query) is well known; else None."""
 
-    def at_once(self, headers: Headers, address: Address, body: bytes, reply: Reply) -> Rest | None:
+    def at_once(self, headers: Headers, address: Address, body: bytes, reply: Reply, fd: int) -> Rest | None:
         """See `Predictor.at_once`."""
 
 
@@ -48,6 +53,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     _head_bytes = 0
     _in_head = False
+    # Whether the next byte begins a request.
+    _between = True
+    # What was read last, while the parser is at the first request in it.
+    _read: bytes = b""
+    # The socket that may be asked for how long a request waited in it.
+    _fd = -1
     _head_timer: asyncio.TimerHandle | None = None
     _stopping = False
     # The call that is on the short way, and what of its body is here.
@@ -64,9 +75,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        peer = transport.get_extra_info("socket")
+        if peer is not None and peer.family in (socket.AF_INET, socket.AF_INET6):
+            self._fd = peer.fileno()
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._fd = -1
         self._disarm()
         for timer in (self._body_timer, self._idle_timer, self._unread_timer):
             if timer is not None:
@@ -85,13 +100,28 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._unread_timer = None
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
+        if self._between:
+            application = cast(Application, self.app)
+            if self._is_free() and (found := application.heads.find(data)) is not None:
+                if self._head_timer is not None:
+                    self._disarm()
+                self._unset_keepalive_if_required()
+                self._owes = True
+                head, body = found
+                self._rest = application.at_once(head.headers, head.address, body, self._reply, self._fd)
+                if self._rest is None:
+                    return
+                self._owes = False
+            else:
+                self._read = data
+        elif self._in_head:
             # Only a head that comes in pieces is counted: one that fits a single read is within bounds.
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._end()
                 return
         super().data_received(data)
+        self._read = b""
         if self._in_head:
             if self._head_timer is None and self.transport is not None:
                 self._arm()
@@ -100,6 +130,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._in_head = True
+        self._between = False
         self._head_bytes = 0
         self.url = b""
         self.headers = []
@@ -109,8 +140,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._in_head = False
         if self._head_timer is not None:
             self._disarm()
+        if self._rest is not None:
+            self._begin_cycle()
+            return
         address = cast(Application, self.app).call_address(self.url)
-        if address is not None and self.parser.get_method() == b"POST" and self._is_free():
+        if address is not None and self.parser.get_method() == b"POST" and self._is_free() and self._stays():
             headers = dict(self.headers)
             length = headers.get(b"content-length")
             if length is not None and int(length) <= _SHORT_BYTES and _UNUSUAL.isdisjoint(headers):
@@ -126,39 +160,44 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._body += body
 
     def on_message_complete(self) -> None:
+        read, self._read = self._read, b""
         if self._call is None:
+            self._between = self._stays() and not self.parser.should_upgrade()
             super().on_message_complete()
             return
+        self._between = True
         (headers, address), self._call = self._call, None
         if self._body_timer is not None:
             self._body_timer.cancel()
             self._body_timer = None
+        if read:
+            cast(Application, self.app).heads.keep(read, headers, address, self._body)
         self._owes = True
-        self._rest = cast(Application, self.app).at_once(headers, address, self._body, self._reply)
+        self._rest = cast(Application, self.app).at_once(headers, address, self._body, self._reply, self._fd)
         if self._rest is not None:
             self._owes = False
             self._begin_cycle()
             super().on_message_complete()
 
     def _is_free(self) -> bool:
-        """Whether an answer may be written at once, and the connection lives on."""
+        """Whether an answer may be written at once."""
         return (
             (self.cycle is None or self.cycle.response_complete)
             and not self._owes
             and not self._stopping
             and not self.flow.write_paused
-            and self.parser.should_keep_alive()
-            and self.parser.get_http_version() == "1.1"
         )
+
+    def _stays(self) -> bool:
+        """Whether the connection lives on after the request that was parsed last."""
+        return bool(self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1")
 
     def _reply(self, status: int, headers: HeaderList, body: bytes) -> None:
         self._owes = False
         if self.transport.is_closing():
             return
-        lines = [b"%b: %b\r\n" % header for header in (*self.server_state.default_headers, *headers)]
-        self.transport.write(
-            b"%b%bcontent-length: %d\r\n\r\n%b" % (STATUS_LINE[status], b"".join(lines), len(body), body)
-        )
+        lines = b"\r\n".join(map(b": ".join, (*self.server_state.default_headers, *headers)))
+        self.transport.write(b"%b%b\r\ncontent-length: %d\r\n\r\n%b" % (STATUS_LINE[status], lines, len(body), body))
         self._answered_at = monotonic()
         if self._idle_timer is None:
             self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_unused)

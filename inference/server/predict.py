@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 from inference import capture
-from inference.batching import Answer
+from inference.batching import MAX_BEHIND, Answer
 from inference.contracts import DeploymentRoute, Lane, Source, SpoolRecord
 from inference.errors import InferenceError
 from inference.limits import Allowance
@@ -19,9 +19,10 @@ from inference.server.addresses import Address
 from inference.server.admission import Admission
 from inference.server.aside import LARGE_BYTES, Aside
 from inference.server.asking import Ask, Retries
-from inference.server.auth import Caller
+from inference.server.choosing import choose_version, find_deployment, require_rights
 from inference.server.held import HeldDeployment, HeldRoutes, HeldVersion, Holder
 from inference.server.jobs import JobLane
+from inference.server.lateness import LATE_S, waited_s
 from inference.server.limits import KeyLimits
 from inference.server.metrics import Metrics
 from inference.server.pictures import PictureRoom
@@ -44,13 +45,11 @@ from inference.server.replies import (
     unless_gone,
 )
 from inference.server.shadows import Shadows
+from inference.server.turn import MOST_GATHERED, Gathered, Reply, Whole, run_turn
 from inference.spool import SpoolWriter, encoded
 
 _log = logging.getLogger(__name__)
 
-# An answer: status, headers but for the length, body.
-Whole = tuple[int, HeaderList, bytes]
-Reply = Callable[[int, HeaderList, bytes], None]
 # The rest of a call, to be awaited as an ASGI application.
 Rest = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 
@@ -73,18 +72,29 @@ class Predictor:
     min_body_rate: int
     aside: Aside = field(default_factory=Aside)
     packer: Packer = field(default_factory=Packer)
+    _turn: list[Gathered] = field(default_factory=list)
+    _in_turn: bool = False
+    _late: bool = False
 
-    def at_once(self, headers: Headers, address: Address, body: bytes, reply: Reply) -> Rest | None:
+    def at_once(self, headers: Headers, address: Address, body: bytes, reply: Reply, fd: int) -> Rest | None:
         """Answer a call that is all here, where the model is quick and so nothing has to be awaited: by `reply`, at the
         latest when this turn of the event loop ends. Of any other call the rest of the work. Nothing is raised.
+
+        `fd`: of the socket that brought it, -1 where it is not to be asked for how long it had it.
         """
         ask = Ask(headers, address)
+        if not self._in_turn:
+            self._begin_turn(fd)
+        if self._late:
+            ask.arrived_s_ago(waited_s(fd))
         admitted = False
         try:
             self.admission.enter()
             admitted = True
             routes = self.holder.routes
             deployment = self._begin(ask, routes)
+            if ask.waited_s > MAX_BEHIND * (ask.deadline - ask.started):
+                raise InferenceError("overloaded", headers={"Retry-After": "1"})
             ask.unread = False
             route = deployment.route
             if len(body) > route.max_body_bytes:
@@ -94,44 +104,80 @@ class Predictor:
             _accept(ask, call, route)
             model, cache = version.model, version.cache
             answer = None if cache is None or call.pictures or ask.rehearsal else cache.find(call)
-            if answer is None:
-                if (
-                    model is None
-                    or call.pictures
-                    or ask.rehearsal
-                    or model.lane(route.lane, cells_of(call.inputs)) is not Lane.INLINE
-                ):
-                    self.admission.occupy(route.id, route.max_in_flight, len(body))
-                    ask.occupies, ask.held_bytes = route.id, len(body)
-                    admitted = False
-                    return partial(self._rest, ask, routes, call, body)
-                answer = model.run_inline(call.inputs)
-                if cache is not None:
-                    cache.keep(call, answer)
-            line, whole = self._finish(ask, routes, call, body, ask.record(), answer)
-            self.spool.append_soon(line, partial(self._logged, ask, call, body, answer, whole, reply))
+            if answer is None and (
+                model is None
+                or call.pictures
+                or ask.rehearsal
+                or model.lane(route.lane, cells_of(call.inputs)) is not Lane.INLINE
+            ):
+                self.admission.occupy(route.id, route.max_in_flight, len(body))
+                ask.occupies, ask.held_bytes = route.id, len(body)
+                admitted = False
+                return partial(self._rest, ask, routes, call, body)
+            self._turn.append(
+                Gathered(
+                    inputs=call.inputs,
+                    rows=call.rows,
+                    most_rows=version.bounds.max_rows,
+                    outcome=answer,
+                    ask=ask,
+                    routes=routes,
+                    call=call,
+                    body=body,
+                    reply=reply,
+                )
+            )
             admitted = False
-            return None
+            if len(self._turn) >= MOST_GATHERED:
+                self.end_turn()
         except InferenceError as error:
             reply(*self._refusal(ask, error))
-        except Exception:  # boundary: a fault of ours is one line in the log and a 500 that names it
-            _log.exception("prediction failed: request %s", ask.request_id)
-            reply(*self._refusal(ask, InferenceError("internal")))
+        except Exception as error:  # boundary: a fault of ours is one line in the log and a 500 that names it
+            reply(*self._refusal(ask, told(ask, error)))
         finally:
             if admitted:
                 self.admission.leave()
         return None
 
-    def _logged(
-        self, ask: Ask, call: Call, body: bytes, answer: Answer, whole: Whole, reply: Reply, error: Exception | None
-    ) -> None:
-        """What `at_once` leaves for when the call is in the log, or cannot be."""
-        self.admission.leave()
-        if error is None:
-            self._served(ask, call, body, answer)
-        else:
-            whole = self._refusal(ask, _told(ask, error))
-        reply(*whole)
+    def _begin_turn(self, fd: int) -> None:
+        """The first call that this turn of the event loop brought. If it came late, the others may have."""
+        self._in_turn = True
+        self._late = waited_s(fd) > LATE_S
+        asyncio.get_running_loop().call_soon(self._turn_is_over)
+
+    def _turn_is_over(self) -> None:
+        self._in_turn = False
+        self.end_turn()
+
+    def end_turn(self) -> None:
+        """Compute, log and answer what came in this turn of the event loop: a run for each model, one write for all."""
+        turn, self._turn = self._turn, []
+        run_turn(turn)
+        lines: list[bytes] = []
+        for gathered in turn:
+            try:
+                ask, call, answer = gathered.ask, gathered.call, gathered.answer()
+                cache = ask.chosen()[1].cache
+                if cache is not None and not answer.cached:
+                    cache.keep(call, answer)
+                gathered.line, gathered.whole = self._finish(
+                    ask, gathered.routes, call, gathered.body, ask.record(), answer
+                )
+                lines.append(gathered.line)
+            except Exception as error:  # boundary: as in `at_once`
+                gathered.whole = self._refusal(gathered.ask, told(gathered.ask, error))
+        written = iter(self.spool.append_lines(lines))
+        for gathered in turn:
+            self.admission.leave()
+            try:
+                if gathered.line:
+                    if (fault := next(written)) is None:
+                        self._served(gathered.ask, gathered.call, gathered.body, gathered.answer())
+                    else:
+                        gathered.whole = self._refusal(gathered.ask, told(gathered.ask, fault))
+                gathered.reply(*gathered.whole)
+            except Exception:  # boundary: a fault in one call's end is not to keep the others from theirs
+                _log.exception("the end of a call failed: request %s", gathered.ask.request_id)
 
     def _begin(self, ask: Ask, routes: HeldRoutes) -> HeldDeployment:
         """Authenticate, find the deployment, check rights and limit, read the headers. Raises InferenceError."""
@@ -334,7 +380,7 @@ class Predictor:
         self.metrics.counter("signalbox_calls_total", deployment=name, version=number, code=code).add()
 
 
-def _told(ask: Ask, error: Exception) -> InferenceError:
+def told(ask: Ask, error: Exception) -> InferenceError:
     """What a caller is told of a line that could not be written."""
     if isinstance(error, InferenceError):
         return error
@@ -347,57 +393,3 @@ def _accept(ask: Ask, call: Call, route: DeploymentRoute) -> None:
     if call.rows > route.max_rows:
         raise InferenceError("batch_too_large", f"The call has {call.rows} rows; at most {route.max_rows} go.")
     ask.set_client_id(call.client_id)
-
-
-def find_deployment(routes: HeldRoutes, caller: Caller, ask: Ask) -> HeldDeployment:
-    """The deployment of the address. Raises not_found for what the key cannot reach, gone for a retired one."""
-    if not ask.address.deployment:
-        return _invoked(routes, caller, ask)
-    deployment = routes.deployments.get(ask.address.deployment)
-    if deployment is None or not caller.reaches(deployment.route):
-        raise InferenceError("not_found", "There is no such deployment.")
-    if deployment.route.retired:
-        raise InferenceError("gone", f"The deployment {deployment.route.name} was retired.")
-    return deployment
-
-
-def _invoked(routes: HeldRoutes, caller: Caller, ask: Ask) -> HeldDeployment:
-    """SageMaker's address names no deployment: it is in a header, or the only one that the key reaches."""
-    target = ask.headers.get(b"x-amzn-sagemaker-target-model")
-    reached = [d for d in routes.deployments.values() if caller.reaches(d.route)]
-    if target is not None:
-        name = target.decode("utf-8", "replace")
-        reached = [deployment for deployment in reached if deployment.route.name == name]
-    else:
-        reached = [deployment for deployment in reached if not deployment.route.retired]
-    if not reached:
-        raise InferenceError("not_found", "There is no such deployment.")
-    if len(reached) > 1:
-        raise InferenceError(
-            "bad_request", "The key reaches several deployments: name one in X-Amzn-SageMaker-Target-Model."
-        )
-    if reached[0].route.retired:
-        raise InferenceError("gone", f"The deployment {reached[0].route.name} was retired.")
-    return reached[0]
-
-
-def require_rights(caller: Caller, ask: Ask) -> None:
-    """Raise forbidden where the key may not predict, or not choose the version itself."""
-    if not caller.may_predict:
-        raise InferenceError("forbidden", "The key does not have the scope predict.")
-    if ask.pinned and not caller.may_pin:
-        raise InferenceError("forbidden", "A version in the address needs a key with the scope pin.")
-
-
-def choose_version(deployment: HeldDeployment, address: Address, key: str) -> HeldVersion:
-    """The pinned version, or the one that the split gives this key.
-
-    Raises InferenceError not_found, no_active_version or version_not_ready.
-    """
-    if address.number is not None:
-        return deployment.pinned(address.number)
-    if address.label is not None:
-        return deployment.pinned(deployment.labelled(address.label))
-    split = deployment.split
-    number = split.choose(split.bucket(key)) if len(split.numbers) != 1 else split.numbers[0]
-    return deployment.version(number)

@@ -273,7 +273,9 @@ def test_a_full_house_refuses_on_the_short_way_without_reading_on(tmp_path: Path
             assert address is not None
             headers = {b"authorization": f"Bearer {OWNER}".encode()}
             answers: list[Whole] = []
-            rest = house.app.at_once(headers, address, b"this is never parsed", lambda *whole: answers.append(whole))
+            rest = house.app.at_once(
+                headers, address, b"this is never parsed", lambda *whole: answers.append(whole), -1
+            )
             house.app.admission.calls = 0
             assert rest is None
             [(status, sent, body)] = answers

@@ -26,6 +26,7 @@ from inference.errors import TABLE, InferenceError
 from inference.pacing import CostModel
 from inference.residency import NO_LIMIT, Residency, served_versions, shared_versions, size_of
 from inference.runs import Share, grouped, parted
+from inference.runtime.collector import give_back
 from inference.runtime.loading import Runtime
 from inference.slots import Slots
 
@@ -193,6 +194,8 @@ class Registry:
         # Until when (loop's clock) a model that did not load is not tried again for a pin, and why.
         self._failed: dict[str, tuple[float, Failure]] = {}
         self.residency = Residency(budget_bytes)
+        # Models loaded so far.
+        self.loads = 0
         self._loader = low_priority_pool(1, "load")
         self.executor: Executor = low_priority_pool(_MOST_THREADS, "run")
         self.slots = Slots(self.threads)
@@ -332,6 +335,7 @@ class Registry:
         try:
             model = await loop.run_in_executor(self._loader, self._load_and_measure, sha256)
             self._models[sha256] = model
+            self.loads += 1
             return model
         finally:
             if sha256 not in self._models:
@@ -339,7 +343,7 @@ class Registry:
             self.residency.end(sha256)
 
     def _load_and_measure(self, sha256: str) -> LoadedModel:
-        """In the loader's thread: bytes, runtime, warm-up, cost."""
+        """In the loader's thread: bytes, runtime, warm-up, cost. What was freed for it goes back to the system."""
         runtime = self._load(self._store.read(sha256))
         batched = runtime.signature.batched
         cost_s, inline_cells, points = measured(runtime, self._inline_below_s)
@@ -351,6 +355,7 @@ class Registry:
             slots=self.slots,
             cost=CostModel(*points),
         )
+        give_back()
         return LoadedModel(sha256, runtime, batcher, cost_s, inline_cells, shares_runs=batched)
 
 

@@ -1,9 +1,9 @@
 """Builds the documents of the data plane from rows: a handful of queries, however many deployments and keys there are.
 
-Which versions a deployment's route holds, and so keeps loaded: every version that its current split names (also at
-0 %), every labelled version, and the versions of the KEPT_SPLITS splits that served before. So a roll-back needs no
-load, and a version can be pinned as long as anyone has reason to: it is given 0 % to be tried by pin before it gets
-traffic.
+Which versions a deployment's route holds: every version that its current split names (also at 0 %), every labelled
+version, and the versions of the KEPT_SPLITS splits that served before. The data plane keeps those with a share loaded,
+and of the others those used last, while there is room; so a roll-back mostly needs no load, and a version can be pinned
+as long as anyone has reason to: it is given 0 % to be tried by pin before it gets traffic.
 """
 
 import logging

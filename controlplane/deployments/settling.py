@@ -136,7 +136,8 @@ def _fail(document: DataplaneDocument) -> bool:
     Where the versions at fault are kept for convenience alone, the next document leaves them out and nothing fails.
     Where they serve already, or nobody knows, every change in the document has failed: what serves goes on.
     """
-    reasons = _reasons(document.generation)
+    failures = _failures(document.generation)
+    reasons = {version_id: failure.get("reason") or "no reason was given." for version_id, failure in failures.items()}
     pending: dict[uuid.UUID, SplitRevision] = {}
     named: dict[uuid.UUID, set[int]] = defaultdict(set)
     for revision in SplitRevision.objects.filter(
@@ -160,20 +161,22 @@ def _fail(document: DataplaneDocument) -> bool:
         blamed.update({deployment_id: [why] for deployment_id in pending})
     for deployment_id, sentences in blamed.items():
         _fail_revision(pending[deployment_id], " ".join(sentences))
-    document.settled, document.failing = True, sorted(reasons)
+    # What does not fit now may fit later, and at 0 % it is loaded when asked: it is no reason to leave a version out.
+    document.failing = sorted(id_ for id_, failure in failures.items() if failure.get("code") != "model_memory")
+    document.settled = True
     document.save(update_fields=["settled", "failing"])
     logger.warning("routes generation %s failed: %s", document.generation, document.failure or reasons)
     return bool(blamed) or spare
 
 
-def _reasons(generation: int) -> dict[str, str]:
-    """Why versions did not load, by version id, as the processes that tried report it."""
-    reasons: dict[str, str] = {}
+def _failures(generation: int) -> dict[str, Mapping[str, str]]:
+    """Code and reason why versions did not load, by version id, as the processes that tried report it."""
+    found: dict[str, Mapping[str, str]] = {}
     for process in DataplaneProcess.objects.filter(failed_generation=generation).order_by("started_at"):
         failures: Mapping[str, Mapping[str, str]] = process.failures
         for version_id, failure in failures.items():
-            reasons.setdefault(version_id, failure.get("reason") or "no reason was given.")
-    return reasons
+            found.setdefault(version_id, failure)
+    return found
 
 
 def _faults(document: DataplaneDocument, reasons: Mapping[str, str]) -> Iterator[tuple[uuid.UUID, str, int, str, bool]]:

@@ -138,6 +138,8 @@ def load_model(data: bytes, *, threads: int = 1, providers: Sequence[str] = (CPU
         session = ort.InferenceSession(data, options, providers=chosen)
     except ORT_ERRORS as error:
         raise load_error(error) from error
+    # Kept for a second start with other providers, which nobody asks for: as much memory again as the weights take.
+    session._model_bytes = None
     return OnnxModel(session)
 
 

@@ -62,7 +62,9 @@ class App:
         self.spool = SpoolWriter(settings.spool)
         self._shared_cache = _shared_cache(settings)
         self._caches = Caches(self.metrics, shared=self._shared_cache)
-        self.registry = Registry(ArtifactStore(settings.artifacts), load, threads=settings.threads)
+        self.registry = Registry(
+            ArtifactStore(settings.artifacts), load, threads=settings.threads, budget_bytes=settings.model_memory_bytes
+        )
         self.admission = Admission()
         self.refusals = Refusals(self.spool)
         self._limits = KeyLimits(settings.run)
@@ -259,6 +261,10 @@ class App:
         work = Work(self.registry.threads)
         spooled = self.metrics.counter("signalbox_spool_bytes_total")
         access = self.metrics.counter("signalbox_access_generation")
+        models = self.metrics.counter("signalbox_models")
+        model_bytes = self.metrics.counter("signalbox_model_bytes")
+        loads = self.metrics.counter("signalbox_model_loads_total")
+        self.metrics.counter("signalbox_model_budget_bytes").set(self.registry.residency.budget_bytes)
         while True:
             await asyncio.sleep(_TICK_S)
             self.refusals.flush()
@@ -267,6 +273,9 @@ class App:
             busy.set(work.share())
             spooled.set(self.spool.total_bytes)
             access.set(self.holder.access.generation)
+            models.set(self.registry.loaded)
+            model_bytes.set(self.registry.residency.held_bytes)
+            loads.set(self.registry.loads)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         """A task of the process's life that ends by itself is a fault: it is told, and the process no longer ready."""

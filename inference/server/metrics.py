@@ -44,6 +44,7 @@ COUNTERS = {
     "signalbox_shadows_dropped_total": "Shadow copies that were not run because the process was busy.",
     "signalbox_cache_hits_total": "Calls answered with what was computed for an earlier one.",
     "signalbox_cache_misses_total": "Calls computed although their deployment keeps answers.",
+    "signalbox_model_loads_total": "Models loaded, those that came again too.",
     "signalbox_spool_bytes_total": "Bytes appended to the spool.",
     _DROPPED: "Updates of series that did not fit the process's table.",
 }
@@ -56,6 +57,9 @@ _OWN = {
 GAUGES = _OWN | {
     "signalbox_waiting": "Calls that wait for a run of the executor lane.",
     "signalbox_cache_bytes": "Bytes of answers that are kept.",
+    "signalbox_models": "Models in memory, per process.",
+    "signalbox_model_bytes": "Bytes that the models in memory take as measured at validation, per process.",
+    "signalbox_model_budget_bytes": "Bytes that models may take, per process.",
     "signalbox_access_generation": "Generation of the access document in force, per process.",
     "signalbox_routes_generation": "Generation of the routes document in force, per process.",
 }

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from inference.server.memory import memory_bytes
+
 Network = IPv4Network | IPv6Network
 
 # The processor time that this container may use, where it has a quota of its own (cgroup v2).
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _MOST_PROCESSES = 256
+_MB = 1024 * 1024
 
 
 class BadSettingError(Exception):
@@ -47,6 +50,8 @@ class Settings:
     threads: int = 1
     # Seconds for which the ready address answers 503 before connections are refused.
     drain_s: int = 0
+    # What the models of one process may take: an equal part of the host's budget. By default there is no limit.
+    model_memory_bytes: int = 1 << 62
 
     @property
     def artifacts(self) -> Path:
@@ -98,6 +103,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
             ) from error
     upstream = _value(environ, "SIGNALBOX_UPSTREAM")
     web_processes = _processes(environ)
+    model_memory_mb = _number(environ, "SIGNALBOX_MODEL_MEMORY_MB", _default_model_memory_mb(), 1, 1 << 24)
     return Settings(
         home=home,
         host=host,
@@ -112,6 +118,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
         cache_redis_url=_cache_redis_url(environ),
         threads=max(1, _number(environ, "SIGNALBOX_THREADS", cores(), 1, 4096) // web_processes.most),
         drain_s=_number(environ, "SIGNALBOX_DRAIN_S", 0, 0, 300),
+        model_memory_bytes=model_memory_mb * _MB // web_processes.most,
     )
 
 
@@ -154,6 +161,11 @@ def _default_processes() -> int:
     """One on a small machine; else all cores but one, which the control plane's processes have."""
     usable = cores()
     return 1 if usable <= 2 else min(usable - 1, 16)
+
+
+def _default_model_memory_mb() -> int:
+    """Half of the memory: the rest is for calls, the control plane's processes, the database and its files."""
+    return max(1, memory_bytes() // 2 // _MB)
 
 
 def _value(environ: Mapping[str, str], name: str, default: str = "") -> str:

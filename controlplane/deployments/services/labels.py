@@ -93,6 +93,6 @@ def _check(deployment: Deployment, moved: Mapping[str, int]) -> dict[int, ModelV
             pending = version is not None and version.state in (VersionState.UPLOADED, VersionState.VALIDATING)
             raise field_error("not_ready" if pending else "unknown_version", ["labels", label], message)
         if number not in held:
-            message = f"{name} is not loaded: give it a share first, 0 % is enough."
+            message = f"{name} is not served yet: give it a share first, 0 % is enough."
             raise field_error("not_ready", ["labels", label], message)
     return found

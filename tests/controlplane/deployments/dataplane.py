@@ -14,11 +14,12 @@ from inference.contracts import DeploymentRoute
 
 
 class StandIn:
-    """One process that is alive. `broken`: version ids that do not load, with the reason."""
+    """One process that is alive. `broken`: version ids that do not load, with the reason; `code` of all of them."""
 
     def __init__(self) -> None:
         self.id = uuid4()
         self.broken: dict[str, str] = {}
+        self.code = "load_failed"
         self._run(
             "INSERT INTO dataplane_process (id, host, pid, started_at, heartbeat_at) "
             "VALUES (%s, 'host', 1, clock_timestamp(), clock_timestamp())",
@@ -41,7 +42,7 @@ class StandIn:
         routes = opened(document)
         wanted = {version.id for deployment in routes.deployments for version in deployment.versions.values()}
         failures = {
-            id_: {"code": "load_failed", "reason": self.broken[id_]} for id_ in sorted(wanted) if id_ in self.broken
+            id_: {"code": self.code, "reason": self.broken[id_]} for id_ in sorted(wanted) if id_ in self.broken
         }
         if failures:
             self._run(

@@ -1,6 +1,7 @@
 """Splits as the real front door serves them: two processes, their own PostgreSQL database, files and keys."""
 
 import hashlib
+import re
 import subprocess
 import sys
 import threading
@@ -13,6 +14,8 @@ import httpx
 import msgspec
 import pytest
 from django.conf import settings
+from django.core.management import call_command
+from django.core.management.base import CommandError
 
 from controlplane.accounts.models import Team
 from controlplane.accounts.services import revoke_key
@@ -185,3 +188,31 @@ def test_a_version_whose_file_is_gone_moves_no_traffic(door: FrontDoor, team: Te
         assert wait_until_settled(roll_back(actor=ACTOR, deployment=deployment), 10).state == RevisionState.ACTIVE
         retire_deployment(actor=ACTOR, deployment=deployment)
         wait_for(lambda: status() == 410, 10, "the retirement")
+
+
+def test_a_version_that_does_not_fit_into_memory_is_refused_with_the_figures(door: FrontDoor, team: Team) -> None:
+    model = make_model(team)
+    for scale in (1.0, 2.0, 3.0):
+        door.store(model, scale)
+    model.versions.filter(number=3).update(memory_bytes=10**15)
+    deployment = create_deployment(actor=ACTOR, team=team, name="checkout", model=model)
+    _, key = issue_key_for(actor=ACTOR, team=team, label="loop")
+    door.start()
+    # At 0 % even what would never fit may be named, and what fits is loaded by the first call that pins it.
+    first = apply_split(actor=ACTOR, deployment=deployment, shares={"1": 100, "2": 0, "3": 0})
+    assert wait_until_settled(first, 10).state == RevisionState.ACTIVE
+    with door.client(key) as client:
+        wait_for(lambda: client.post("/v1/models/checkout:predict", json=BODY).status_code == 200, 10, "an answer")
+        pinned = client.post("/v1/models/checkout/versions/2:predict", json=BODY)
+        assert (pinned.status_code, pinned.headers["X-Model-Version"]) == (200, "2")
+        refused = client.post("/v1/models/checkout/versions/3:predict", json=BODY)
+        assert (refused.status_code, refused.json()["code"]) == (503, "model_memory")
+        with pytest.raises(CommandError) as told:
+            call_command("deploy", "checkout", model.name, split="1=50,3=50", team=team.name)
+        assert re.fullmatch(
+            r"checkout serves what it did before\. Version 3 does not load: It needs 953,674,316 MB of memory\. "
+            r"Of the [\d,]+ MB for models in each serving process 1 model with traffic holds [\d.]+ MB\.",
+            str(told.value),
+        )
+        answer = client.post("/v1/models/checkout:predict", json=BODY)
+        assert (answer.status_code, answer.headers["X-Split-Revision"]) == (200, "1")

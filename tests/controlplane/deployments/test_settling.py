@@ -125,6 +125,21 @@ def test_an_old_version_that_no_longer_loads_is_left_out_and_fails_nothing(deplo
     assert sorted(serving_route("checkout").versions) == [2, 3]
 
 
+def test_an_old_version_that_once_did_not_fit_into_memory_can_still_be_pinned(deployment: Deployment) -> None:
+    plane = StandIn()
+    served(deployment, plane, {"1": 100})
+    served(deployment, plane, {"2": 100})
+    plane.broken[id_of(deployment, 1)], plane.code = "It needs 9 MB of memory.", "model_memory"
+    again = split(deployment, {"1": 100})
+    assert not plane.step()
+    settle()
+    again.refresh_from_db()
+    assert again.failure == "Version 1 does not load: It needs 9 MB of memory."
+    plane.broken.clear()
+    served(deployment, plane, {"3": 100})
+    assert sorted(serving_route("checkout").versions) == [1, 2, 3]
+
+
 def test_a_serving_version_that_a_new_process_cannot_load_fails_the_change_and_is_named(
     deployment: Deployment,
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from inference.server.addresses import Address, Kind, is_ours, parse
 from inference.server.auth import Caller
 from inference.server.limits import RateLimits
+from inference.server.memory import memory_bytes
 from inference.server.settings import BadSettingError, read
 from tests.inference.server.house import (
     CALLER,
@@ -177,6 +178,7 @@ def test_the_default_is_one_machine() -> None:
         ({"SIGNALBOX_WEB_PROCESSES": "1-257"}, "SIGNALBOX_WEB_PROCESSES=1-257"),
         ({"SIGNALBOX_THREADS": "0"}, "SIGNALBOX_THREADS=0"),
         ({"SIGNALBOX_DRAIN_S": "-1"}, "SIGNALBOX_DRAIN_S=-1"),
+        ({"SIGNALBOX_MODEL_MEMORY_MB": "0"}, "SIGNALBOX_MODEL_MEMORY_MB=0"),
         ({"SIGNALBOX_TRUSTED_PROXIES": "me"}, "SIGNALBOX_TRUSTED_PROXIES=me"),
         ({"SIGNALBOX_PUBLIC_URL": "signalbox.example"}, "SIGNALBOX_PUBLIC_URL"),
         ({"SIGNALBOX_HOST": EVERYWHERE}, "SIGNALBOX_INSECURE_HTTP=1"),
@@ -223,6 +225,28 @@ def test_processes_may_be_given_as_the_least_and_the_most() -> None:
 def test_a_public_bind_is_meant_with_tls_or_with_the_switch() -> None:
     assert read(environ(SIGNALBOX_HOST=EVERYWHERE, SIGNALBOX_INSECURE_HTTP="1")).host == EVERYWHERE
     assert read(environ(SIGNALBOX_HOST="::", SIGNALBOX_PUBLIC_URL="https://a.example")).host == "::"
+
+
+def test_the_memory_for_models_is_shared_by_the_processes_and_half_of_all_by_default() -> None:
+    settings = read(environ(SIGNALBOX_MODEL_MEMORY_MB="100", SIGNALBOX_WEB_PROCESSES="2-4"))
+    assert settings.model_memory_bytes == 25 * 1024 * 1024
+    assert read(environ(SIGNALBOX_WEB_PROCESSES="1")).model_memory_bytes == pytest.approx(memory_bytes() / 2, abs=2**20)
+
+
+def test_the_least_limit_of_the_control_groups_around_a_process_holds(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "4:cpu,memory:/old\n0::/pod/box\n",
+        "sys/fs/cgroup/pod/box/memory.max": "max\n",
+        "sys/fs/cgroup/pod/memory.max": "3000000\n",
+        "sys/fs/cgroup/memory/old/memory.limit_in_bytes": "9223372036854771712\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert memory_bytes(tmp_path) == 3_000_000
+    (tmp_path / "sys/fs/cgroup/memory/memory.limit_in_bytes").write_text("2000000\n")
+    assert memory_bytes(tmp_path) == 2_000_000
+    assert memory_bytes(tmp_path / "nothing") > 2**20
 
 
 def test_a_secret_may_lie_in_a_file(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ COUNTERS = {
 _OWN = {
     "signalbox_serving": "1 while the process takes connections.",
     "signalbox_in_flight": "Calls in progress that wait for anything; calls of the inline lane do not.",
-    "signalbox_busy": "Share of the last second, 0 to 1, that the event loop computed, or the model threads if more.",
+    "signalbox_busy": "Share of the last second, 0 to 1, in which the loop had work, or the model threads if more.",
 }
 GAUGES = _OWN | {
     "signalbox_waiting": "Calls that wait for a run of the executor lane.",

@@ -1,6 +1,8 @@
-"""How busy a process is, by the processor time that the kernel has counted for it."""
+"""How busy a process is, by what the kernel has counted for it."""
 
+import threading
 import time
+from pathlib import Path
 
 
 class Work:
@@ -8,14 +10,29 @@ class Work:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._at, self._loop, self._all = time.monotonic(), time.thread_time(), time.process_time()
+        # Nanoseconds on a core, nanoseconds in the queue for one, turns (Linux, Documentation/scheduler/sched-stats).
+        self._schedstat = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
+        self._at, self._loop, self._others = time.monotonic(), self._loop_s(), self._others_s()
 
     def share(self) -> float:
-        """Of the time since it was asked last: the part, 0 to 1, that the loop computed, or the other threads if more.
+        """Of the time since it was asked last the part, 0 to 1, in which the loop had something to do.
 
-        Where other processes hold the cores it stays low, and one process more would compute nothing more.
+        That it waits for a core counts: on a machine that others use too, a loop that never sleeps is at its end with
+        half a core. Where the threads of the models computed for a larger part of what they could, that.
         """
-        at, loop, all_ = time.monotonic(), time.thread_time(), time.process_time()
-        took, by_loop, by_all = at - self._at, loop - self._loop, all_ - self._all
-        self._at, self._loop, self._all = at, loop, all_
-        return min(1.0, max(by_loop, (by_all - by_loop) / self._threads) / took)
+        at, loop, others = time.monotonic(), self._loop_s(), self._others_s()
+        took, by_loop, by_others = at - self._at, loop - self._loop, others - self._others
+        self._at, self._loop, self._others = at, loop, others
+        return min(1.0, max(by_loop, by_others / self._threads) / took)
+
+    def _loop_s(self) -> float:
+        """Seconds for which this thread ran, or would have; on a kernel that does not tell, for which it ran."""
+        try:
+            ran, waited, _ = self._schedstat.read_text().split()
+        except (OSError, ValueError):
+            return time.thread_time()
+        return (int(ran) + int(waited)) / 1e9
+
+    @staticmethod
+    def _others_s() -> float:
+        return time.process_time() - time.thread_time()

@@ -21,7 +21,7 @@ from tests.inference.server.publishing import Door, Publisher, kill, open_door, 
 from tests.services import clean_environment
 
 # The bounds of a test: two calls that wait are many, and nobody lingers.
-QUICK = "Rules(in_flight=2.0, busy=2.0, up_after_s=0.5, down_after_s=2.0, look_s=0.2)"
+QUICK = "Rules(in_flight=2.0, busy=2.0, up_after_s=0.5, down_after_s=2.0, smooth_s=0.2, look_s=0.2)"
 PARENT = f"""
 import sys
 from inference.server.__main__ import main

@@ -1,15 +1,18 @@
 """How many processes are wanted, told a load and a time at a time; and what a process says of its own work."""
 
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from inference.server import work as work_module
 from inference.server.scaling import Load, Rules, Scaling
 from inference.server.work import Work
 
 pytestmark = pytest.mark.unit
 
-RULES = Rules(in_flight=16.0, busy=0.75, up_after_s=3.0, down_after_s=60.0, slack=0.6)
+RULES = Rules(in_flight=16.0, busy=0.75, up_after_s=3.0, down_after_s=60.0, slack=0.6, smooth_s=0.1)
 IDLE, WAITED_ON, COMPUTING = Load(0.0, 0.05), Load(20.0, 0.1), Load(0.0, 0.95)
 
 
@@ -62,6 +65,19 @@ def test_nobody_leaves_whose_part_would_call_one_back() -> None:
     assert over(scaling, range(500, 561), Load(0.0, 0.2), Load(0.0, 0.2))[-1] == 1
 
 
+def test_a_second_of_other_work_does_not_begin_the_quiet_minute_again() -> None:
+    spiky = Scaling(1, 2, replace(RULES, smooth_s=10.0))
+    over(spiky, range(4), COMPUTING)
+    over(spiky, range(4, 40), IDLE, IDLE)
+    over(spiky, range(40, 41), COMPUTING, COMPUTING)
+    assert over(spiky, range(41, 90), IDLE, IDLE)[-1] == 1
+    lasting = Scaling(1, 2, replace(RULES, smooth_s=10.0))
+    over(lasting, range(4), COMPUTING)
+    over(lasting, range(4, 40), IDLE, IDLE)
+    over(lasting, range(40, 50), COMPUTING, COMPUTING)
+    assert over(lasting, range(50, 90), IDLE, IDLE)[-1] == 2
+
+
 def test_a_process_that_never_comes_is_no_longer_wanted_when_it_is_quiet() -> None:
     scaling = Scaling(1, 2, RULES)
     over(scaling, range(4), COMPUTING)
@@ -73,10 +89,11 @@ def test_without_any_word_of_the_processes_nothing_moves() -> None:
     assert over(scaling, range(200)) == [1] * 200
 
 
-def test_work_is_the_share_of_the_time_that_was_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_is_the_share_of_the_time_that_was_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     now = {"monotonic": 0.0, "thread_time": 0.0, "process_time": 0.0}
     for name in now:
         monkeypatch.setattr(time, name, lambda name=name: now[name])
+    monkeypatch.setattr(work_module, "Path", lambda path: tmp_path / "schedstat")
     work = Work(threads=2)
     now.update(monotonic=2.0, thread_time=1.0, process_time=1.2)
     assert work.share() == pytest.approx(0.5)
@@ -84,3 +101,22 @@ def test_work_is_the_share_of_the_time_that_was_computed(monkeypatch: pytest.Mon
     assert work.share() == pytest.approx(0.8), "two threads computed 1.6 s"
     now.update(monotonic=4.0, thread_time=2.2, process_time=5.0)
     assert work.share() == 1.0
+
+
+def test_a_loop_that_waits_for_a_core_is_busy_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    schedstat = tmp_path / "schedstat"
+    schedstat.write_text("1000000000 500000000 7\n")
+    monkeypatch.setattr(work_module, "Path", lambda path: schedstat)
+    monkeypatch.setattr(time, "monotonic", iter([0.0, 2.0]).__next__)
+    work = Work(threads=1)
+    schedstat.write_text("1800000000 1100000000 9\n")
+    assert work.share() == pytest.approx(0.7)
+
+
+def test_a_thread_that_spins_is_busy_on_this_kernel() -> None:
+    work = Work(threads=8)
+    end = time.thread_time() + 0.05
+    while time.thread_time() < end:
+        pass
+    # Whatever else this machine does: it was on a core, or in the queue for one.
+    assert work.share() > 0.5

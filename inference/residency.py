@@ -2,7 +2,8 @@
 
 A model at 0 % comes when a call pins it. When the budget would be exceeded, models at 0 % leave, the one used least
 recently first; none leaves while a call uses it, and none that has a share of live or copied traffic. What does not fit
-beside those that must stay is refused, with the figures.
+beside those that must stay is refused, with the figures. A call that a former split gave to a model holds that itself
+until it ends, in these accounts or not.
 
 Accounts alone: `inference.registry` loads and drops the models.
 """

@@ -29,6 +29,7 @@ from benchmarks.open_loop import BIN_S, Part, Stage
 _PR_SET_TIMERSLACK = 29
 _NICE = -10
 _MAX_IN_ONE_GO = 64
+_GIVEN_UP = -1
 
 
 class _Connection:
@@ -48,7 +49,7 @@ class _Connection:
 
 
 class _Log:
-    """What happened, call by call, in order of their numbers; a status of 0 is no answer."""
+    """What happened, call by call, in order of their numbers; a status of 0 is no answer, _GIVEN_UP was never sent."""
 
     def __init__(self, due: "array[float]") -> None:
         self.due = due
@@ -60,13 +61,14 @@ class _Log:
 class Generator:
     """Sends `request` to `address` when the calls are due. Process state only; `go` is all of its life."""
 
-    def __init__(self, address: tuple[str, int], request: bytes, connections: int) -> None:
+    def __init__(self, address: tuple[str, int], request: bytes, connections: int, patience_s: float) -> None:
         self._address = address
         self._request = request
         self._poll = select.epoll()
         self._by_fd: dict[int, _Connection] = {}
         self._free: list[_Connection] = []
         self._most = connections
+        self._patience_s = patience_s
         self._unsent: dict[int, memoryview] = {}
 
     def go(self, due: "array[float]", grace_s: float) -> _Log:
@@ -82,6 +84,8 @@ class Generator:
             while upcoming < total and due[upcoming] <= now:
                 waiting.append(upcoming)
                 upcoming += 1
+            while waiting and due[waiting[0]] + self._patience_s < now:
+                log.status[waiting.popleft()] = _GIVEN_UP
             for _ in range(min(len(waiting), _MAX_IN_ONE_GO)):
                 connection = self._take()
                 if connection is None:
@@ -236,14 +240,19 @@ def _part(stage: Stage, log: _Log, first: int, count: int) -> Part:
     )
     good = sorted(log.answered_at[k] - log.due[k] for k in numbers if log.status[k] == 200)
     refused = sorted(log.answered_at[k] - log.written_at[k] for k in numbers if log.status[k] in (429, 503))
+    served = sorted(log.answered_at[k] - log.written_at[k] for k in numbers if log.status[k] == 200)
     late = sorted(log.written_at[k] - log.due[k] for k in numbers if log.written_at[k])
     statuses: dict[str, int] = {}
     bins: list[list[float]] = [[] for _ in range(max(1, round(stage.seconds / BIN_S)))]
     offered = [0] * len(bins)
+    given_up = 0
     for k in numbers:
         at = min(len(bins) - 1, int((log.due[k] - begin) / BIN_S))
-        offered[at] += 1
-        if log.status[k]:
+        if log.status[k] == _GIVEN_UP:
+            given_up += 1
+        else:
+            offered[at] += 1
+        if log.status[k] > 0:
             statuses[str(log.status[k])] = statuses.get(str(log.status[k]), 0) + 1
         if log.status[k] == 200:
             bins[at].append(log.answered_at[k] - log.due[k])
@@ -252,12 +261,14 @@ def _part(stage: Stage, log: _Log, first: int, count: int) -> Part:
         seconds=stage.seconds,
         sent=count,
         statuses=statuses,
-        failed=count - sum(statuses.values()),
+        given_up=given_up,
+        failed=count - given_up - sum(statuses.values()),
         answered_per_s=round(arrived / stage.seconds, 1),
         p50_ms=_percentile(good, 0.5),
         p99_ms=_percentile(good, 0.99),
         p999_ms=_percentile(good, 0.999),
         most_ms=_percentile(good, 1.0),
+        served_p99_ms=_percentile(served, 0.99),
         refused_p50_ms=_percentile(refused, 0.5),
         refused_p99_ms=_percentile(refused, 0.99),
         late_p50_ms=_percentile(late, 0.5),
@@ -278,7 +289,8 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
     with contextlib.suppress(PermissionError):
         os.nice(_NICE)
-    generator = Generator((url.hostname or "", url.port or 80), f"{head}\r\n".encode() + body, spec["connections"])
+    address = url.hostname or "", url.port or 80
+    generator = Generator(address, f"{head}\r\n".encode() + body, spec["connections"], spec["patience_s"])
     generator.connect(min(64, spec["connections"]))
     # Nothing here makes cycles, and a collection is a pause.
     gc.disable()

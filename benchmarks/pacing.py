@@ -26,8 +26,12 @@ OVERLOAD = CASES["image/v2-binary/1"]
 _TIMES = (1, 2, 10)
 # More than the product lets into a process, so that it has to refuse.
 _CONNECTIONS = 2_000
+# How long a caller waits for one of them to be free.
+_PATIENCE_S = 1.0
 # Watched for so long at least whether all is as before.
 _RECOVERS_S = 10.0
+# What a call has where it says nothing else.
+_DEADLINE_MS = 10_000
 _LIMITED_PER_MINUTE = 60
 _LIMITED_PER_S = 200.0
 _PERCENTILES = ("p50_ms", "p99_ms", "p999_ms", "most_ms")
@@ -231,7 +235,7 @@ def overload(asked: argparse.Namespace) -> dict[str, Any]:
                 before = Stage(most / 2, asked.seconds / 2)
                 after = Stage(most / 2, max(_RECOVERS_S, asked.seconds / 2))
                 stages = [before, Stage(most * times, asked.seconds), after]
-                result = run(running.target(case), stages, connections=_CONNECTIONS)
+                result = run(running.target(case), stages, connections=_CONNECTIONS, patience_s=_PATIENCE_S)
                 results.append(result)
                 found[f"{times}x"].append(_weathered(result.parts, most))
         limited = _rate_limited(running, case, min(10.0, asked.seconds))
@@ -250,9 +254,10 @@ def _weathered(parts: Sequence[Part], most: float) -> dict[str, Any]:
         "offered_per_s": during.sent / during.seconds,
         "goodput_per_s": during.answered_per_s,
         "share_of_peak": during.answered_per_s / most,
-        "p99_ms": during.p99_ms,
-        "refused": sum(during.statuses.get(status, 0) for status in ("429", "503")),
-        "other": during.errors - sum(during.statuses.get(status, 0) for status in ("429", "503")),
+        "p99_ms": during.served_p99_ms,
+        "given_up": during.given_up,
+        "refused": (refused := sum(during.statuses.get(status, 0) for status in ("429", "503"))),
+        "other": during.errors - during.given_up - refused,
         "refused_p50_ms": during.refused_p50_ms,
         "refused_p99_ms": during.refused_p99_ms,
         "normal_p99_ms": before.p99_ms,
@@ -293,6 +298,7 @@ def overload_limits(figures: dict[str, Any]) -> list[Limit]:
                 Limit(f"share of the peak at {times}", of["share_of_peak"]["median"], 0.90, True),
                 Limit(f"seconds until normal after {times}", of["recovered_after_s"]["median"], 5),
                 Limit(f"neither answered nor refused at {times}", of["other"]["median"], 0),
+                Limit(f"p99 of answers at {times}, ms", of["p99_ms"]["median"], _DEADLINE_MS),
             ]
             if of["refused"]["median"]:
                 found.append(Limit(f"p99 of refusals at {times}, ms", of["refused_p99_ms"]["median"], 50))
@@ -306,7 +312,8 @@ def overload_tables(figures: dict[str, Any]) -> Iterator[str]:
             "offered/s",
             "answered 200/s",
             "share of the peak",
-            "p99 of these",
+            "p99 of these, from sending",
+            "never sent",
             "refused",
             "p99 of refusals",
             "neither",
@@ -319,6 +326,7 @@ def overload_tables(figures: dict[str, Any]) -> Iterator[str]:
                 per_second(of["goodput_per_s"]),
                 ratio(of["share_of_peak"]),
                 milliseconds(of["p99_ms"]),
+                per_second(of["given_up"]),
                 per_second(of["refused"]),
                 milliseconds(of["refused_p99_ms"]),
                 per_second(of["other"]),

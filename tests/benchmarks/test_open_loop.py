@@ -59,6 +59,14 @@ def test_calls_without_an_answer_end_with_the_grace() -> None:
     assert part.p99_ms == 0
 
 
+def test_a_caller_that_finds_no_connection_gives_up() -> None:
+    with serving(SlowServer(delay_s=lambda number: 0.2)) as server:
+        (part,) = run(server.target(), [Stage(100, 1.0)], connections=1, patience_s=0.1).parts
+    assert part.failed == 0 and part.ok + part.given_up == part.sent == 100
+    assert part.given_up >= 80
+    assert part.served_p99_ms >= 200
+
+
 def test_goodput_counts_arrivals_within_the_stage() -> None:
     """20 ms a call are at most 50 answers a second, however many are due."""
     with serving(SlowServer(delay_s=lambda number: 0.02)) as server:

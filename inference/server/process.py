@@ -13,6 +13,7 @@ import uvicorn
 import uvloop
 
 from inference.runtime import collector
+from inference.server.accepting import Acceptor
 from inference.server.app import App
 from inference.server.connection import BoundedHttpProtocol
 from inference.server.parent import HAND_OVER, SAY_UNREADY
@@ -54,9 +55,9 @@ async def _serve(settings: Settings, listener: socket.socket, patience_s: int) -
         proxy_headers=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_DRAIN_S,
-        backlog=2048,
     )
-    server = uvicorn.Server(config)
+    config.load()
+    server = _Server(config, listener)
 
     def stop(number: int, frame: FrameType | None) -> None:
         server.should_exit = True
@@ -78,7 +79,27 @@ async def _serve(settings: Settings, listener: socket.socket, patience_s: int) -
             await asyncio.sleep(_LOOK_S)
         if not server.should_exit:
             serving.set(1)
-            await server.serve(sockets=[listener])
+            # Without sockets of its own: it has the connections that its acceptor takes.
+            await server.serve(sockets=[])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server of connections that an acceptor takes from a listener, which is closed first at the end."""
+
+    def __init__(self, config: uvicorn.Config, listener: socket.socket) -> None:
+        super().__init__(config)
+        self._listener = listener
+        self._acceptor: Acceptor | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._acceptor = Acceptor(self._listener, lambda: BoundedHttpProtocol(self.config, self.server_state, {}))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._acceptor is not None:
+            await self._acceptor.stop()
+        self._listener.close()
+        await super().shutdown(sockets)
 
 
 def _hand_over(server: uvicorn.Server) -> None:

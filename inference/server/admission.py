@@ -71,17 +71,26 @@ class Admission:
         """
         usage = self._usage.get(deployment)
         taken = usage.calls if usage is not None else 0
+        self._require_room(taken, most)
+        if usage is None:
+            usage = _Usage()
+        self._hold(usage, amount, taken == 0)
+        usage.calls += 1
+        self._usage[deployment] = usage
+
+    def require_room(self, deployment: str, most: int) -> None:
+        """Raises overloaded where `occupy` would now; cheaper than to find out with a decoded call."""
+        usage = self._usage.get(deployment)
+        if usage is not None:
+            self._require_room(usage.calls, most)
+
+    def _require_room(self, taken: int, most: int) -> None:
         if taken >= most or taken > self._max_calls - self.calls:
             raise InferenceError(
                 "overloaded",
                 "Too many calls of this deployment are in progress; nothing was computed.",
                 headers={"Retry-After": "1"},
             )
-        if usage is None:
-            usage = _Usage()
-        self._hold(usage, amount, taken == 0)
-        usage.calls += 1
-        self._usage[deployment] = usage
 
     def hold(self, deployment: str, amount: int) -> None:
         """Count body bytes of a deployment's call in, to be given back to `leave`. Raises overloaded."""

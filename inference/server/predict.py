@@ -100,9 +100,11 @@ class Predictor:
             if len(body) > route.max_body_bytes:
                 raise too_large(route.max_body_bytes)
             version = ask.version = choose_version(deployment, address, ask.routing_key)
+            model, cache = version.model, version.cache
+            if cache is None and (model is None or model.lane(route.lane, 1) is not Lane.INLINE):
+                self.admission.require_room(route.id, route.max_in_flight)
             call: Call = PROTOCOLS[address.protocol].decode(body, headers, route, version.route)
             _accept(ask, call, route)
-            model, cache = version.model, version.cache
             answer = None if cache is None or call.pictures or ask.rehearsal else cache.find(call)
             if answer is None and (
                 model is None

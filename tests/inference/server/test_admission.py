@@ -264,25 +264,35 @@ async def test_a_full_house_refuses_limited_keys_too_with_what_they_have_left(ho
         assert answer.headers["ratelimit-policy"] == "3;w=60"
 
 
-def test_a_full_house_refuses_on_the_short_way_without_reading_on(tmp_path: Path) -> None:
-    async def act() -> None:
-        async with open_house(tmp_path) as house:
-            await house.hold(deployment(linear(tmp_path)))
-            house.app.admission.calls = 512
-            address = house.app._addresses.find(b"/v1/models/toy:predict")
-            assert address is not None
-            headers = {b"authorization": f"Bearer {OWNER}".encode()}
-            answers: list[Whole] = []
-            rest = house.app.at_once(
-                headers, address, b"this is never parsed", lambda *whole: answers.append(whole), -1
-            )
-            house.app.admission.calls = 0
-            assert rest is None
-            [(status, sent, body)] = answers
-            assert (status, json.loads(body)["code"]) == (503, "overloaded")
-            assert (b"retry-after", b"1") in sent
+async def refused_unread(house: House) -> tuple[int, str, list[tuple[bytes, bytes]]]:
+    """What a call on the short way is told whose body would be refused if it were read."""
+    address = house.app._addresses.find(b"/v1/models/toy:predict")
+    assert address is not None
+    headers = {b"authorization": f"Bearer {OWNER}".encode()}
+    answers: list[Whole] = []
+    rest = house.app.at_once(headers, address, b"this is never parsed", lambda *whole: answers.append(whole), -1)
+    assert rest is None
+    [(status, sent, body)] = answers
+    return status, json.loads(body)["code"], sent
 
-    asyncio.run(act())
+
+async def test_a_full_house_refuses_on_the_short_way_without_reading_on(house: House, tmp_path: Path) -> None:
+    await house.hold(deployment(linear(tmp_path)))
+    house.app.admission.calls = 512
+    status, code, sent = await refused_unread(house)
+    house.app.admission.calls = 0
+    assert (status, code) == (503, "overloaded")
+    assert (b"retry-after", b"1") in sent
+
+
+async def test_a_full_deployment_of_the_executor_lane_refuses_without_reading_on(house: House, tmp_path: Path) -> None:
+    route = deployment(linear(tmp_path), lane=Lane.EXECUTOR, max_in_flight=1)
+    await house.hold(route)
+    house.app.admission.enter()
+    house.app.admission.occupy(route.id, 1)
+    assert (await refused_unread(house))[:2] == (503, "overloaded")
+    house.app.admission.leave(route.id)
+    assert (await refused_unread(house))[:2] == (400, "bad_json")
 
 
 # What is told of limits

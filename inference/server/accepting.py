@@ -13,8 +13,6 @@ from collections.abc import Callable
 _log = logging.getLogger(__name__)
 
 BACKLOG = 2048
-# Of one turn, so that new connections do not hold up the calls of those that are there.
-_MOST_A_TURN = 256
 # How long no connection is taken where there is no descriptor or no memory for one.
 _PAUSE_S = 0.5
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -46,7 +44,7 @@ class Acceptor:
         self._loop.add_reader(self._listener, self._take)
 
     def _take(self) -> None:
-        for _ in range(_MOST_A_TURN):
+        for _ in range(BACKLOG):
             try:
                 connection, _address = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):

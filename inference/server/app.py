@@ -25,6 +25,7 @@ from inference.server.held import Holder
 from inference.server.jobs import JobLane
 from inference.server.limits import KeyLimits
 from inference.server.metrics import Metrics, render
+from inference.server.pace import Pace
 from inference.server.pictures import PictureRoom
 from inference.server.predict import Predictor, Rest
 from inference.server.protocols import Headers, v1, v2
@@ -55,6 +56,7 @@ class App:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.heads = Heads()
+        self.pace = Pace()
         self._addresses = Addresses()
         self._says_ready = True
         self.holder = Holder()

@@ -9,6 +9,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from inference.server.addresses import Address
 from inference.server.heads import Heads
+from inference.server.pace import Pace
 from inference.server.predict import Rest
 from inference.server.protocols import Headers
 from inference.server.replies import HeaderList
@@ -32,6 +33,7 @@ class Application(Protocol):
     """What the short way asks of the application."""
 
     heads: Heads
+    pace: Pace
 
     def call_address(self, target: bytes) -> Address | None:
         """The address of a prediction call whose request target (path, no query) is well known; else None."""
@@ -59,6 +61,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _read: bytes = b""
     # The socket that may be asked for how long a request waited in it.
     _fd = -1
+    # What was read of requests that wait for a turn of the loop.
+    _held = b""
+    _lost = False
     _head_timer: asyncio.TimerHandle | None = None
     _stopping = False
     # The call that is on the short way, and what of its body is here.
@@ -82,6 +87,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fd = -1
+        self._lost = True
         self._disarm()
         for timer in (self._body_timer, self._idle_timer, self._unread_timer):
             if timer is not None:
@@ -100,6 +106,26 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._unread_timer = None
 
     def data_received(self, data: bytes) -> None:
+        if self._held:
+            self._held += data
+            if len(self._held) > MAX_HEAD_BYTES + _SHORT_BYTES:
+                self.transport.pause_reading()
+        elif self._between and (pace := cast(Application, self.app).pace).is_over():
+            self._held = data
+            # It is here: the time for heads is not for what the loop needs.
+            self._disarm()
+            pace.wait(self._take_held)
+        else:
+            self._take(data)
+
+    def _take_held(self) -> None:
+        data, self._held = self._held, b""
+        if not self._lost:
+            # No error where it was not paused.
+            self.transport.resume_reading()
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
         if self._between:
             application = cast(Application, self.app)
             if self._is_free() and (found := application.heads.find(data)) is not None:
@@ -204,7 +230,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _close_if_unused(self) -> None:
         self._idle_timer = None
-        if self._in_head or self._call is not None or not (self.cycle is None or self.cycle.response_complete):
+        if not self._is_idle():
             # What ends this request arms the timer again.
             return
         left = self._answered_at + self.timeout_keep_alive - monotonic()
@@ -247,8 +273,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             super().shutdown()
 
     def _close_if_idle(self) -> None:
-        if not self._in_head and self._call is None and (self.cycle is None or self.cycle.response_complete):
+        if self._is_idle():
             self.transport.close()
+        elif self._held or self._owes:
+            self.loop.call_later(_LAST_REQUEST_S, self._close_if_idle)
+
+    def _is_idle(self) -> bool:
+        """Whether no request is on its way, in progress, or waiting for its turn."""
+        return (
+            not (self._in_head or self._held or self._owes)
+            and self._call is None
+            and (self.cycle is None or self.cycle.response_complete)
+        )
 
     def _arm(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_S, self._end)

@@ -5,7 +5,9 @@ the usual call, whose numbers are its own and all of which are kept, and the ing
 spells out. What it makes of a line is what `inference.capture` would have written.
 """
 
+import sys
 from collections.abc import Mapping
+from struct import calcsize
 from typing import Any
 
 import msgspec
@@ -22,6 +24,9 @@ Columns = dict[str, Any]
 # Layouts kept by who packs and by who spells out; past that all begin anew.
 _MOST = 1024
 _NUMBERS = "fiub"
+# What the standard library calls the little-endian dtypes, on a machine whose own order that is.
+_CODES = {"<f4": "f", "<f8": "d", "<i8": "q", "<i4": "i", "|b1": "?", "|u1": "B"} if sys.byteorder == "little" else {}
+_SIZES = {code: calcsize(f"={code}") for code in _CODES.values()}
 
 
 class Tensor(msgspec.Struct, array_like=True):
@@ -38,6 +43,14 @@ class Tensor(msgspec.Struct, array_like=True):
     def read(self, data: bytes) -> Array:
         """Raises ValueError where the bytes are not whole rows."""
         return np.frombuffer(data, self.dtype).reshape(-1, *self.inner)
+
+    def read_row(self, data: bytes) -> list[Any] | None:
+        """The values of the one row that the bytes are, where it is a vector or a number; None where they are not."""
+        code = _CODES.get(self.dtype)
+        if code is None or len(self.inner) > 1 or len(data) != _SIZES[code] * (self.inner[0] if self.inner else 1):
+            return None
+        values: list[Any] = memoryview(data).cast(code).tolist()  # type: ignore[call-overload]  # one of _CODES
+        return values
 
 
 class Layout(msgspec.Struct, array_like=True):
@@ -173,6 +186,8 @@ def _says_the_same(
 def spelled(packed: Packed) -> Spelled:
     """What a packed call says. Raises msgspec.ValidationError where it is damaged."""
     layout = _read_layout(bytes(packed.layout))
+    if (row := _spelled_row(layout, packed)) is not None:
+        return row
     try:
         tensor = layout.input.read(packed.input)
         arrays = [form.read(data) for form, data in zip(layout.outputs, packed.outputs, strict=True)]
@@ -184,6 +199,36 @@ def spelled(packed: Packed) -> Spelled:
         return Spelled(None, None, features, scores)
     inputs = features if layout.named else {layout.input.name: _plain(tensor)}
     outputs = {form.name: _plain(array) for form, array in zip(layout.outputs, arrays, strict=True)}
+    return Spelled(inputs, outputs, features, scores)
+
+
+def _spelled_row(layout: Layout, packed: Packed) -> Spelled | None:
+    """The same of a call of one row of finite numbers, the usual one, in a third of the time; None for any other."""
+    if len(packed.outputs) != len(layout.outputs):
+        return None
+    rows = [form.read_row(data) for form, data in zip(layout.outputs, packed.outputs, strict=True)]
+    row = layout.input.read_row(packed.input)
+    if row is None or len(row) != len(layout.columns):
+        return None
+    total = sum(row)
+    for values in rows:
+        if values is None:
+            return None
+        total += sum(values)
+    # A sum is finite only where every value is.
+    if total - total:
+        return None
+    features = dict(zip(layout.columns, zip(row, strict=True), strict=True))
+    scores = None
+    if layout.labels:
+        values = rows[layout.score] or []
+        if len(values) != len(layout.labels):
+            return None
+        scores = dict(zip(layout.labels, zip(values, strict=True), strict=True))
+    if not layout.payload:
+        return Spelled(None, None, features, scores)
+    inputs = features if layout.named else {layout.input.name: [row] if layout.input.inner else row}
+    outputs = {form.name: [values] if form.inner else values for form, values in zip(layout.outputs, rows, strict=True)}
     return Spelled(inputs, outputs, features, scores)
 
 

@@ -41,6 +41,8 @@ _one_number_each = msgspec.json.Decoder(dict[str, tuple[float]])
 _lists = msgspec.json.Decoder(dict[str, list[Any]])
 _encoder = msgspec.json.Encoder()
 _NULL = "\\N"
+# Three times NULL: context, pictures and warnings of the usual call.
+_NOTHING_TOLD = b"\\N\t\\N\t\\N"
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _UNIX_DAY = datetime(1970, 1, 1).toordinal()
 
@@ -98,11 +100,12 @@ class LogRow:
             f"{_text(record.loc)}\t{self.counted}\t{_NULL if self.digest is None else self.digest}"
         )
         payload = _json(record.inputs), _json(record.outputs), _json(record.scores)
-        told = [
-            _json(_encoder.encode(value) if value else b"")
-            for value in (record.context, record.pictures, record.warnings)
-        ]
-        return b"%b\t%b\t%b\t%b\t%b\t%b\t%b\n" % (facts.encode(), *payload, *told)
+        told = (record.context, record.pictures, record.warnings)
+        if any(told):
+            more = b"\t".join([_json(_encoder.encode(value) if value else b"") for value in told])
+        else:
+            more = _NOTHING_TOLD
+        return b"%b\t%b\t%b\t%b\t%b\n" % (facts.encode(), *payload, more)
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from inference import capture
+from inference import capture, packing
 from inference.contracts import (
     Activation,
     CapturePolicy,
@@ -202,3 +202,17 @@ def test_the_spool_reads_packed_lines(tmp_path: Path) -> None:
     [first, second] = [each for _, each in SpoolReader(tmp_path).records()]
     assert (first.id, second.id) == (record().id, "second")
     assert first.features == {name: [value] for name, value in zip(NAMES, ROW[0].tolist(), strict=True)}
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.float32, np.float64, np.int64, np.int32, np.bool_, np.uint8, np.int16, np.float16]
+)
+def test_one_row_is_spelled_out_alike_in_every_dtype(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = record()
+    outputs = {"label": np.array([1]).astype(dtype), "probabilities": np.array([[0, 1]]).astype(dtype)}
+    assert Packer().pack(made, deployment(version()), version(), {"x": ROW}, outputs)
+    assert made.packed is not None
+    quick = spelled(made.packed)
+    monkeypatch.setattr(packing, "_spelled_row", lambda layout, packed: None)
+    assert quick == spelled(made.packed)
+    assert [*map(type, quick.outputs["label"])] == [*map(type, outputs["label"].tolist())]  # type: ignore[index]  # kept

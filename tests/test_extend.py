@@ -65,7 +65,7 @@ def test_a_drift_test_is_a_function_and_a_line(monkeypatch: pytest.MonkeyPatch, 
     source = f"{block('file', path)}\nentered = ({block('line', path)})\n"
     tests = (*drift_tests.TESTS, *shown(source, tmp_path, **vars(drift_tests))["entered"])
     known = drift_tests.TESTS
-    for where in [found for found in sys.modules.values() if getattr(found, "TESTS", None) is known]:
+    for where in [found for found in list(sys.modules.values()) if getattr(found, "TESTS", None) is known]:
         monkeypatch.setattr(where, "TESTS", tests)
     team = Team.objects.create(name="cards")
     model = make_model(team)

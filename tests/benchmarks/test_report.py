@@ -72,10 +72,11 @@ def test_one_that_did_not_run_has_a_reason_and_no_figure(windows: Windows) -> No
 
 
 def test_overload_is_judged_beyond_the_peak() -> None:
-    of = {"share_of_peak": 0.95, "recovered_after_s": 1.0, "refused": 9, "refused_p99_ms": 60.0, "other": 0}
+    of = {"share_of_peak": 0.95, "recovered_after_s": 1.0, "p99_ms": 900.0, "other": 0}
+    of |= {"refused": 9, "refused_p99_ms": 60.0}
     offered = {times: {name: spread([value]) for name, value in of.items()} for times in ("1x", "2x")}
     limits = pacing.overload_limits({"offered": offered, "rate_limited": {"refused_p99_ms": 1.0}})
-    assert [limit.holds for limit in limits] == [True, True, True, False, True]
+    assert [limit.holds for limit in limits] == [True, True, True, True, False, True]
 
 
 def test_the_page_and_its_json_keep_each_measure_apart(tmp_path: Path) -> None:

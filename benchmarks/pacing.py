@@ -73,7 +73,7 @@ def tail(asked: argparse.Namespace) -> dict[str, Any]:
     """Calls at a share of the measured peak for minutes: percentiles from when each was due, and errors."""
     case = CASES[asked.case]
     results = []
-    with product([case.model.name], pinned=False) as running:
+    with product([case.model.name]) as running:
         most = peak(running, case, rounds=3, seconds=min(5.0, asked.seconds))
         rate = most * asked.rate_share
         for _ in range(asked.rounds):
@@ -227,7 +227,7 @@ def overload(asked: argparse.Namespace) -> dict[str, Any]:
     case = CASES[asked.case]
     found: dict[str, list[dict[str, Any]]] = {f"{times}x": [] for times in _TIMES}
     results = []
-    with product([case.model.name], pinned=False) as running:
+    with product([case.model.name]) as running:
         most = peak(running, case, rounds=3, seconds=min(5.0, asked.seconds))
         for _ in range(asked.rounds):
             for times in _TIMES:

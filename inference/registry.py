@@ -41,8 +41,9 @@ _PROBE_ROWS = 33
 _HEAVY_PROBES = ((0.01, 8), (0.05, 2))
 # A run on the loop that takes this many times the bound shows that the measurement does not hold for these inputs.
 _DEMOTE_FACTOR = 10
-# Threads of heavy runs yield to the event loop: the kernel gives a nice-5 thread a third of a nice-0 thread's share.
-_EXECUTOR_NICE = 5
+# Threads of heavy runs yield to the event loop: where both want one core the kernel gives a nice-10 thread a ninth of
+# a nice-0 thread's share. On cores that the loop leaves free they run as fast as any.
+_EXECUTOR_NICE = 10
 # More threads than slots are there for runs that stalled and for models that begin beside long runs of others; they
 # are started when needed.
 _MOST_THREADS = 256

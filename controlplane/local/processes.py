@@ -48,12 +48,8 @@ def spawn(
                 os._exit(1)
         if niceness:
             os.nice(niceness)
-            # Where the kernel groups tasks by session, niceness counts within the group alone: lower the group too.
-            # By less: a group at 19 gets one part in seventy of a busy machine, and then lags by minutes.
-            with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:  # noqa: PTH123
-                group.write(str(min(niceness, MOST_GROUP_NICENESS)))
 
-    return subprocess.Popen(
+    process = subprocess.Popen(
         list(command),
         env=dict(environment),
         cwd=folder,
@@ -66,6 +62,13 @@ def spawn(
         extra_groups=[] if account else None,
         preexec_fn=before_exec,  # safe: the runner has one thread
     )
+    if niceness:
+        # Where the kernel groups tasks by session, niceness counts within the group alone: lower the group too. By
+        # less: a group at 19 gets one part in seventy of a busy machine, and then lags by minutes. From here, since a
+        # child of another account may not.
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{process.pid}/autogroup").write_text(str(min(niceness, MOST_GROUP_NICENESS)))
+    return process
 
 
 def kill_group(leader: int, number: int = signal.SIGKILL) -> None:

@@ -25,6 +25,8 @@ FRONT_DOOR_WITHIN_S = 150.0
 DEMO_WITHIN_S = 600.0
 # For calls that are in progress when the front door is told to end, and its goodbye.
 DOOR_END_S = 16.0
+# Of the parts that keep and show things: on a busy machine what answers calls goes first, and needs none of them for it.
+SECOND = 5
 # Calls a second: enough to see the pages move, without dwarfing two days of history in every chart.
 DEMO_RATE = "1"
 # How often a part may end by itself before a start is given up.
@@ -166,6 +168,7 @@ class Runner:
                 TIER_STORE,
                 environment=_bare_environment(),
                 account=postgres.account,
+                niceness=SECOND,
                 stop_signal=signal.SIGINT,
                 drain_s=30,
             )
@@ -185,7 +188,7 @@ class Runner:
         worker += ("--without-mingle", "--without-gossip", "--without-heartbeat")
         manage = (python, str(ROOT / "manage.py"))
         return [
-            Service("web", web, TIER_PAGES, pooled, reloads=True),
+            Service("web", web, TIER_PAGES, pooled, niceness=SECOND, reloads=True),
             Service(
                 "server",
                 (python, "-m", "inference.server"),
@@ -194,7 +197,7 @@ class Runner:
                 drain_s=self._door_end_s,
                 reloads=True,
             ),
-            Service("worker", worker, TIER_WORK, self._environment, drain_s=20, reloads=True),
+            Service("worker", worker, TIER_WORK, self._environment, niceness=SECOND, drain_s=20, reloads=True),
             Service("ingest", (*manage, "ingest"), TIER_WORK, self._environment, niceness=19, reloads=True),
             Service("scheduler", (*manage, "scheduler"), TIER_WORK, self._environment, niceness=19, reloads=True),
         ]

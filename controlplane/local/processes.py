@@ -14,6 +14,7 @@ from controlplane.local.home import Account
 
 _PR_SET_PDEATHSIG = 1
 MOST_GROUP_NICENESS = 5
+_GROUP_TRIES = 5
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 # Whether the current folder and the environment of other processes can be read (Linux).
@@ -63,12 +64,26 @@ def spawn(
         preexec_fn=before_exec,  # safe: the runner has one thread
     )
     if niceness:
-        # Where the kernel groups tasks by session, niceness counts within the group alone: lower the group too. By
-        # less: a group at 19 gets one part in seventy of a busy machine, and then lags by minutes. From here, since a
-        # child of another account may not.
-        with contextlib.suppress(OSError):
-            Path(f"/proc/{process.pid}/autogroup").write_text(str(min(niceness, MOST_GROUP_NICENESS)))
+        _yield_as_group(process.pid, min(niceness, MOST_GROUP_NICENESS))
     return process
+
+
+def _yield_as_group(leader: int, niceness: int) -> None:
+    """Lower a session's whole group where the kernel groups tasks by session: niceness counts within a group alone.
+
+    By less than a process: a group at 19 gets one part in seventy of a busy machine, and then lags by minutes. From
+    outside, since a child of another account may not.
+    """
+    for _ in range(_GROUP_TRIES):
+        try:
+            Path(f"/proc/{leader}/autogroup").write_text(str(niceness))
+        except BlockingIOError:
+            # Who is not root may do this ten times a second.
+            time.sleep(0.1)
+        except OSError:
+            return
+        else:
+            return
 
 
 def kill_group(leader: int, number: int = signal.SIGKILL) -> None:

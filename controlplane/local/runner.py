@@ -25,7 +25,7 @@ FRONT_DOOR_WITHIN_S = 150.0
 DEMO_WITHIN_S = 600.0
 # For calls that are in progress when the front door is told to end, and its goodbye.
 DOOR_END_S = 16.0
-# Of the parts that keep and show things: on a busy machine what answers calls goes first, and needs none of them for it.
+# Of the parts that keep and show things: on a busy machine what answers calls goes first, and it needs none of them.
 SECOND = 5
 # Calls a second: enough to see the pages move, without dwarfing two days of history in every chart.
 DEMO_RATE = "1"

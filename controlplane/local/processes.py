@@ -1,6 +1,5 @@
 """Child processes that never outlive their parent, and how to find and stop those of an earlier, killed one."""
 
-import contextlib
 import ctypes
 import os
 import signal

@@ -167,16 +167,17 @@ class Predictor:
                 )
                 lines.append(gathered.line)
             except Exception as error:  # boundary: as in `at_once`
-                gathered.whole = self._refusal(gathered.ask, told(gathered.ask, error))
+                gathered.outcome = error
         written = iter(self.spool.append_lines(lines))
         for gathered in turn:
             self.admission.leave()
             try:
-                if gathered.line:
-                    if (fault := next(written)) is None:
-                        self._served(gathered.ask, gathered.call, gathered.body, gathered.answer())
-                    else:
-                        gathered.whole = self._refusal(gathered.ask, told(gathered.ask, fault))
+                if gathered.line and (fault := next(written)) is not None:
+                    gathered.outcome = fault
+                if isinstance(gathered.outcome, Exception):
+                    gathered.whole = self._refusal(gathered.ask, told(gathered.ask, gathered.outcome))
+                else:
+                    self._served(gathered.ask, gathered.call, gathered.body, gathered.answer())
                 gathered.reply(*gathered.whole)
             except Exception:  # boundary: a fault in one call's end is not to keep the others from theirs
                 _log.exception("the end of a call failed: request %s", gathered.ask.request_id)

@@ -140,6 +140,33 @@ async def test_a_fault_in_one_calls_end_leaves_the_others_theirs(
     assert house.app.admission.calls == 0
 
 
+async def test_a_refusal_that_cannot_be_noted_leaves_no_other_call_unanswered(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from inference.server import predict
+
+    real = predict.Predictor._finish
+    seen: list[object] = []
+
+    def fail(self: predict.Predictor, ask: object, *rest: object) -> object:
+        seen.append(ask)
+        if len(seen) == 1:
+            raise ZeroDivisionError
+        return real(self, ask, *rest)  # type: ignore[arg-type]  # as they came
+
+    def unwritable(record: object) -> None:
+        raise FileNotFoundError("the spool's folder")
+
+    async with calling(house, 3) as callers:
+        monkeypatch.setattr(predict.Predictor, "_finish", fail)
+        monkeypatch.setattr(house.app.refusals, "note", unwritable)
+        for caller in callers:
+            at_once(caller, request())
+        assert [(await callers[index].answer())[0] for index in (1, 2)] == [200, 200]
+    assert "the end of a call failed" in caplog.text
+    assert house.app.admission.calls == 0
+
+
 async def test_who_waited_too_long_in_the_socket_is_refused_and_others_times_count_from_their_arrival(
     house: House,
 ) -> None:

@@ -11,9 +11,11 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy.typing as npt
+import orjson
 
 from inference.contracts import Activation, CapturePolicy, SpoolRecord, VersionRoute
 from inference.runtime.scores import scores_of
+from inference.runtime.tensors import dumps, to_json
 
 # A payload of more cells is not kept: one line of the spool stays below about half a megabyte.
 PAYLOAD_CELLS = 16_384
@@ -176,8 +178,8 @@ def _columns_of(tensor: Array, width: int) -> list[list[Any]] | None:
     if tensor.dtype.kind == "O":
         return [[_text(value) for value in column] for column in tensor.reshape(-1, width).T]
     if len(tensor) == 1:
-        return [[value] for value in tensor.ravel().tolist()]
-    lists: list[list[Any]] = tensor.reshape(-1, width).T.tolist()
+        return [[value] for value in _numbers(tensor.reshape(-1))]
+    lists: list[list[Any]] = _numbers(tensor.reshape(-1, width).T)
     return lists
 
 
@@ -195,8 +197,13 @@ def _sparse(tensor: Array, cells: int) -> Array:
 
 def _plain(tensor: Array) -> Any:
     if tensor.dtype.kind != "O":
-        return tensor.tolist()
+        return _numbers(tensor)
     return _map_text(tensor.tolist(), _text)
+
+
+def _numbers(tensor: Array) -> Any:
+    """As lists. float32 0.1 is 0.1 in the log, as it was sent and is answered, not 0.10000000149011612."""
+    return orjson.loads(dumps(to_json(tensor))) if tensor.dtype.kind == "f" else tensor.tolist()
 
 
 def _map_text(value: Any, change: Callable[[Any], str]) -> Any:

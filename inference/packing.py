@@ -5,10 +5,11 @@ the usual call, whose numbers are its own and all of which are kept, and the ing
 spells out. What it makes of a line is what `inference.capture` would have written.
 """
 
-import sys
-from collections.abc import Mapping
-from struct import calcsize
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,17 +17,14 @@ import numpy.typing as npt
 import orjson
 
 from inference import capture
-from inference.contracts import Activation, DeploymentRoute, Packed, SpoolLine, SpoolRecord, VersionRoute
+from inference.contracts import Activation, DeploymentRoute, Packed, Source, SpoolLine, SpoolRecord, VersionRoute
+from inference.runtime.tensors import dumps, to_json
 
 Array = npt.NDArray[Any]
-Columns = dict[str, Any]
 
 # Layouts kept by who packs and by who spells out; past that all begin anew.
 _MOST = 1024
 _NUMBERS = "fiub"
-# What the standard library calls the little-endian dtypes, on a machine whose own order that is.
-_CODES = {"<f4": "f", "<f8": "d", "<i8": "q", "<i4": "i", "|b1": "?", "|u1": "B"} if sys.byteorder == "little" else {}
-_SIZES = {code: calcsize(f"={code}") for code in _CODES.values()}
 
 
 class Tensor(msgspec.Struct, array_like=True):
@@ -40,17 +38,12 @@ class Tensor(msgspec.Struct, array_like=True):
     def of(cls, name: str, array: Array) -> "Tensor":
         return cls(name, array.dtype.newbyteorder("<").str, array.shape[1:])
 
+    def row_bytes(self) -> int:
+        return np.dtype(self.dtype).itemsize * prod(self.inner)
+
     def read(self, data: bytes) -> Array:
         """Raises ValueError where the bytes are not whole rows."""
         return np.frombuffer(data, self.dtype).reshape(-1, *self.inner)
-
-    def read_row(self, data: bytes) -> list[Any] | None:
-        """The values of the one row that the bytes are, where it is a vector or a number; None where they are not."""
-        code = _CODES.get(self.dtype)
-        if code is None or len(self.inner) > 1 or len(data) != _SIZES[code] * (self.inner[0] if self.inner else 1):
-            return None
-        values: list[Any] = memoryview(data).cast(code).tolist()  # type: ignore[call-overload]  # one of _CODES
-        return values
 
 
 class Layout(msgspec.Struct, array_like=True):
@@ -67,13 +60,22 @@ class Layout(msgspec.Struct, array_like=True):
     payload: bool
 
 
-class Spelled(msgspec.Struct):
-    """The four fields of a record."""
+@dataclass(slots=True, eq=False)
+class Block:
+    """What calls of one layout say, one below the other: `features` [rows, columns] and `scores` [rows, labels]."""
 
-    inputs: dict[str, Any] | None
-    outputs: dict[str, Any] | None
-    features: Columns
-    scores: Columns | None
+    columns: list[str]
+    features: Array
+    labels: list[str]
+    scores: Array
+
+
+class Part(NamedTuple):
+    """The rows of a block that are one call's."""
+
+    block: Block
+    start: int
+    stop: int
 
 
 class Packer:
@@ -178,104 +180,132 @@ def _says_the_same(
         made = spelled(packed)
     except msgspec.ValidationError:
         return False
-    mine = (made.inputs, made.outputs, made.features, made.scores)
-    theirs = (filled.inputs, filled.outputs, filled.features, filled.scores)
-    return not filled.warnings and orjson.dumps(mine) == orjson.dumps(theirs)
+    theirs = {name: getattr(filled, name) for name in made}
+    return not filled.warnings and orjson.dumps(made) == orjson.dumps(theirs)
 
 
-def spelled(packed: Packed) -> Spelled:
-    """What a packed call says. Raises msgspec.ValidationError where it is damaged."""
-    layout = _read_layout(bytes(packed.layout))
-    if (row := _spelled_row(layout, packed)) is not None:
-        return row
-    try:
-        tensor = layout.input.read(packed.input)
-        arrays = [form.read(data) for form, data in zip(layout.outputs, packed.outputs, strict=True)]
-    except (ValueError, TypeError) as error:
-        raise msgspec.ValidationError(f"the packed tensors do not fit their layout: {error}") from error
-    features = _columns(layout.columns, tensor)
-    scores = _columns(layout.labels, arrays[layout.score]) if layout.labels else None
-    if not layout.payload:
-        return Spelled(None, None, features, scores)
-    inputs = features if layout.named else {layout.input.name: _plain(tensor)}
-    outputs = {form.name: _plain(array) for form, array in zip(layout.outputs, arrays, strict=True)}
-    return Spelled(inputs, outputs, features, scores)
+def spelled(packed: Packed) -> dict[str, Any]:
+    """The four fields of a record that a packed call stands for. Raises msgspec.ValidationError where it is damaged."""
+    line = SpoolLine(id="", at=0.0, source=Source.LIVE, packed=packed)
+    if spell_out([line]) == [None]:
+        raise msgspec.ValidationError("the packed tensors do not fit their layout")
+    fields = {"inputs": line.inputs, "outputs": line.outputs, "features": line.features, "scores": line.scores}
+    return {name: orjson.loads(raw) if (raw := bytes(given)) else None for name, given in fields.items()}
 
 
-def _spelled_row(layout: Layout, packed: Packed) -> Spelled | None:
-    """The same of a call of one row of finite numbers, the usual one, in a third of the time; None for any other."""
-    if len(packed.outputs) != len(layout.outputs):
-        return None
-    rows = [form.read_row(data) for form, data in zip(layout.outputs, packed.outputs, strict=True)]
-    row = layout.input.read_row(packed.input)
-    if row is None or len(row) != len(layout.columns):
-        return None
-    total = sum(row)
-    for values in rows:
-        if values is None:
-            return None
-        total += sum(values)
-    # A sum is finite only where every value is.
-    if total - total:
-        return None
-    features = dict(zip(layout.columns, zip(row, strict=True), strict=True))
-    scores = None
-    if layout.labels:
-        values = rows[layout.score] or []
-        if len(values) != len(layout.labels):
-            return None
-        scores = dict(zip(layout.labels, zip(values, strict=True), strict=True))
-    if not layout.payload:
-        return Spelled(None, None, features, scores)
-    inputs = features if layout.named else {layout.input.name: [row] if layout.input.inner else row}
-    outputs = {form.name: [values] if form.inner else values for form, values in zip(layout.outputs, rows, strict=True)}
-    return Spelled(inputs, outputs, features, scores)
+def spell_out(lines: Sequence[SpoolLine]) -> list[Part | None]:
+    """Put what packed lines say into their other fields, all calls of a layout together; where each one's numbers are.
+    None, and nothing put, for a line that is damaged.
+    """
+    found: list[Part | None] = [None] * len(lines)
+    groups: dict[bytes, list[int]] = {}
+    for place, line in enumerate(lines):
+        if line.packed is not None:
+            groups.setdefault(bytes(line.packed.layout), []).append(place)
+    for raw, places in groups.items():
+        try:
+            spelling = _spelling_of(raw)
+        except (ValueError, TypeError, IndexError):  # msgspec's errors are ValueErrors
+            continue
+        whole = [place for place in places if spelling.fits(lines[place].packed)]
+        if not whole:
+            continue
+        for place, part in zip(whole, spelling.spell([lines[place] for place in whole]), strict=True):
+            found[place] = part
+    return found
 
 
-def spell_out(line: SpoolLine) -> Spelled:
-    """Put what the line's packed tensors say into its other fields, and return it. Raises as `spelled`."""
-    assert line.packed is not None
-    made = spelled(line.packed)
-    line.features = msgspec.Raw(orjson.dumps(made.features))
-    if made.inputs is not None:
-        line.inputs = line.features if made.inputs is made.features else msgspec.Raw(orjson.dumps(made.inputs))
-        line.outputs = msgspec.Raw(orjson.dumps(made.outputs))
-    if made.scores is not None:
-        line.scores = msgspec.Raw(orjson.dumps(made.scores))
-    line.packed = None
-    return made
+class _Spelling:
+    """How calls of one layout are written as JSON. Raises ValueError, TypeError or IndexError for none."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._row_bytes = layout.input.row_bytes()
+        self._output_bytes = [form.row_bytes() for form in layout.outputs]
+        scored = layout.outputs[layout.score]
+        if not self._row_bytes or any(
+            names and len(names) != prod(tensor.inner)
+            for names, tensor in ((layout.columns, layout.input), (layout.labels, scored))
+        ):
+            raise ValueError("the names are not those of the tensors' columns")
+        self._features = _template(layout.columns, b"[%b]")
+        self._scores = _template(layout.labels, b"[%b]")
+        self._inputs = _template([layout.input.name], b"%b")
+        self._outputs = _template([form.name for form in layout.outputs], b"%b")
+
+    def fits(self, packed: Packed | None) -> bool:
+        """Whether the bytes are as many rows of each tensor."""
+        assert packed is not None
+        rows, torn = divmod(len(packed.input), self._row_bytes)
+        return (
+            rows > 0
+            and not torn
+            and len(packed.outputs) == len(self._output_bytes)
+            and all(len(data) == rows * size for data, size in zip(packed.outputs, self._output_bytes, strict=True))
+        )
+
+    def spell(self, lines: Sequence[SpoolLine]) -> list[Part]:
+        """The parts of lines that fit, and their fields."""
+        layout = self._layout
+        calls = [packed for line in lines if (packed := line.packed) is not None]
+        stops = [*accumulate(len(packed.input) // self._row_bytes for packed in calls)]
+        spans = [*zip([0, *stops], stops, strict=False)]
+        tensor = layout.input.read(b"".join([packed.input for packed in calls]))
+        arrays = [
+            form.read(b"".join([packed.outputs[place] for packed in calls]))
+            for place, form in enumerate(layout.outputs)
+        ]
+        table = tensor.reshape(len(tensor), -1)
+        scores = arrays[layout.score].reshape(len(tensor), -1) if layout.labels else table[:, :0]
+        block = Block(layout.columns, table, layout.labels, scores)
+        nothing = [b""] * len(lines)
+        features = [self._features % columns for columns in _by_column(table, spans)]
+        # As the decision was taken: a float32 just below a threshold is not to be rounded onto it.
+        exact = scores.astype(np.float64) if scores.dtype.kind == "f" else scores
+        told = [self._scores % columns for columns in _by_column(exact, spans)] if layout.labels else nothing
+        inputs = outputs = nothing
+        if layout.payload:
+            inputs = features if layout.named else [self._inputs % (text,) for text in _by_call(tensor, spans)]
+            outputs = [
+                self._outputs % texts for texts in zip(*(_by_call(array, spans) for array in arrays), strict=True)
+            ]
+        for line, *texts in zip(lines, features, told, inputs, outputs, strict=True):
+            line.features, line.scores, line.inputs, line.outputs = map(msgspec.Raw, texts)
+            line.packed = None
+        return [Part(block, start, stop) for start, stop in spans]
 
 
-_layouts: dict[bytes, Layout] = {}
+def _template(names: Sequence[str], value: bytes) -> bytes:
+    """An object with these keys, for bytes' `%`."""
+    return b"{%b}" % b",".join([orjson.dumps(name).replace(b"%", b"%%") + b":" + value for name in names])
+
+
+def _by_column(table: Array, spans: Sequence[tuple[int, int]]) -> list[tuple[bytes, ...]]:
+    """For each call, for each column of `table` [rows, columns], its values as JSON without the brackets."""
+    if spans[-1][1] == len(spans):
+        # The usual calls, of one row each.
+        return [tuple(row.split(b",")) for row in dumps(to_json(table))[2:-2].split(b"],[")]
+    return [tuple(dumps(to_json(table[start:stop].T))[2:-2].split(b"],[")) for start, stop in spans]
+
+
+def _by_call(array: Array, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+    """For each call its rows of `array` as JSON."""
+    if spans[-1][1] == len(spans) and array.ndim <= 2 and array.size:
+        text = dumps(to_json(array))
+        if array.ndim == 1:
+            return [b"[%b]" % value for value in text[1:-1].split(b",")]
+        return [b"[[%b]]" % row for row in text[2:-2].split(b"],[")]
+    return [dumps(to_json(array[start:stop])) for start, stop in spans]
+
+
+_spellings: dict[bytes, _Spelling] = {}
 _decoder = msgspec.json.Decoder(Layout)
 
 
-def _read_layout(raw: bytes) -> Layout:
-    layout = _layouts.get(raw)
-    if layout is None:
-        if len(_layouts) >= _MOST:
-            _layouts.clear()
-        layout = _layouts[raw] = _decoder.decode(raw)
-    return layout
-
-
-def _columns(names: list[str], table: Array) -> Columns:
-    """Values over rows by name, of a single row a tuple each; where one is not finite lists, with None for it, as they
-    are read back from JSON.
-    """
-    if len(table) == 1:
-        row = table.ravel().tolist()
-        # A sum is finite only where every value is.
-        if (total := sum(row)) - total == 0:
-            return dict(zip(names, zip(row, strict=True), strict=True))
-        lists = [[value] for value in row]
-    else:
-        lists = table.reshape(len(table), -1).T.tolist()
-    if table.dtype.kind == "f" and not np.isfinite(table).all():
-        lists = orjson.loads(orjson.dumps(lists))
-    return dict(zip(names, lists, strict=True))
-
-
-def _plain(table: Array) -> Any:
-    values = table.tolist()
-    return orjson.loads(orjson.dumps(values)) if table.dtype.kind == "f" and not np.isfinite(table).all() else values
+def _spelling_of(raw: bytes) -> _Spelling:
+    spelling = _spellings.get(raw)
+    if spelling is None:
+        if len(_spellings) >= _MOST:
+            _spellings.clear()
+        spelling = _spellings[raw] = _Spelling(_decoder.decode(raw))
+    return spelling

@@ -148,8 +148,7 @@ class Chunk:
             with contextlib.suppress(*UNREADABLE):
                 record = _decoder.decode(line)
                 if record.packed is not None:
-                    made = msgspec.json.decode(msgspec.json.encode(spelled(record.packed)))
-                    record = msgspec.structs.replace(record, packed=None, **made)
+                    record = msgspec.structs.replace(record, packed=None, **spelled(record.packed))
                 found.append(record)
         return found
 

@@ -2,9 +2,10 @@
 
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -12,7 +13,7 @@ import msgspec
 
 from controlplane.predictions.cleaning import clean_json, clean_text
 from inference.contracts import Outcome, Role, Source, SpoolLine
-from inference.packing import spell_out
+from inference.packing import Part, spell_out
 from inference.spool import UNREADABLE
 
 INT32 = 2**31 - 1
@@ -32,12 +33,11 @@ COLUMNS = (
     *("scores", "context", "pictures", "warnings"),
 )
 
-# Columns by name: one number each for the usual call of one row, else lists over rows of whatever was sent.
+# Columns by name: lists over rows of whatever was sent.
 Columns = Mapping[str, Sequence[Any]]
 
 _UUID7 = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _line = msgspec.json.Decoder(SpoolLine)
-_one_number_each = msgspec.json.Decoder(dict[str, tuple[float]])
 _lists = msgspec.json.Decoder(dict[str, list[Any]])
 _encoder = msgspec.json.Encoder()
 _NULL = "\\N"
@@ -73,6 +73,8 @@ class LogRow:
     at: float
     retry_of: uuid.UUID | None
     shadow_of: uuid.UUID | None
+    # Its numbers: columns of a block, or else lists.
+    part: Part | None
     features: Columns
     scores: Columns
     counted: bool
@@ -92,16 +94,17 @@ class LogRow:
     def copied(self) -> bytes:
         """The row in the text format of COPY, https://www.postgresql.org/docs/current/sql-copy.html."""
         record = self.record
+        second = int(self.at)
         facts = (
-            f"{self.kind.copied}\t{self.id}\t{datetime.fromtimestamp(self.at, UTC).isoformat()}\t"
+            f"{self.kind.copied}\t{self.id}\t{_second(second)}.{int((self.at - second) * 1e6):06}+00\t"
             f"{_text(record.client_id)}\t{self.retry_of or _NULL}\t{self.shadow_of or _NULL}\t"
             f"{_text(record.idempotency_key)}\t{_ms(record.queue_ms)}\t{_ms(record.compute_ms)}\t"
-            f"{_ms(record.total_ms)}\t{record.rows}\t{record.outcome}\t{record.status}\t{_text(record.code)}\t"
+            f"{_ms(record.total_ms)}\t{record.rows}\t{record.outcome.value}\t{record.status}\t{_text(record.code)}\t"
             f"{_text(record.loc)}\t{self.counted}\t{_NULL if self.digest is None else self.digest}"
         )
-        payload = _json(record.inputs), _json(record.outputs), _json(record.scores)
-        told = (record.context, record.pictures, record.warnings)
-        if any(told):
+        payload = _json(bytes(record.inputs)), _json(bytes(record.outputs)), _json(bytes(record.scores))
+        if record.context or record.pictures or record.warnings:
+            told = (record.context, record.pictures, record.warnings)
             more = b"\t".join([_json(_encoder.encode(value) if value else b"") for value in told])
         else:
             more = _NOTHING_TOLD
@@ -138,17 +141,7 @@ def sort_out(lines: Sequence[bytes], now: datetime) -> Sorted:
     found = Sorted()
     kinds: dict[tuple[Any, ...], Kind | None] = {}
     oldest_ms, newest_ms = (now - OLDEST).timestamp() * 1000, (now + NEWEST).timestamp() * 1000
-    for line in lines:
-        try:
-            record = _line.decode(line)
-            if record.packed is None:
-                features, scores = _columns(record.features), _columns(record.scores)
-            else:
-                made = spell_out(record)
-                features, scores = made.features, made.scores or {}
-        except UNREADABLE:
-            found.bad.append(line)
-            continue
+    for line, record, part, features, scores in _read(lines, found.bad):
         found.last_at = record.at
         if not _in_range(record):
             found.bad.append(line)
@@ -168,6 +161,7 @@ def sort_out(lines: Sequence[bytes], now: datetime) -> Sorted:
                     at=_moment(record.at, made_ms / 1000),
                     retry_of=_uuid(record.retry_of),
                     shadow_of=_uuid(record.shadow_of),
+                    part=part,
                     features=features,
                     scores=scores,
                     counted=record.source is not Source.TEST,
@@ -181,13 +175,30 @@ def sort_out(lines: Sequence[bytes], now: datetime) -> Sorted:
     return found
 
 
+def _read(lines: Sequence[bytes], bad: list[bytes]) -> Iterator[tuple[bytes, SpoolLine, Part | None, Columns, Columns]]:
+    """The lines that are records, what they hold in packed form spelled out; the others go to `bad`."""
+    read: list[tuple[bytes, SpoolLine]] = []
+    for line in lines:
+        try:
+            read.append((line, _line.decode(line)))
+        except UNREADABLE:
+            bad.append(line)
+    for (line, record), part in zip(read, spell_out([record for _, record in read]), strict=True):
+        if part is not None:
+            yield line, record, part, {}, {}
+        elif record.packed is not None:
+            bad.append(line)
+        else:
+            try:
+                columns = _columns(record.features), _columns(record.scores)
+            except UNREADABLE:
+                bad.append(line)
+            else:
+                yield line, record, None, *columns
+
+
 def _columns(raw: msgspec.Raw) -> Columns:
-    if bytes(raw) in (b"", b"null"):
-        return {}
-    try:
-        return _one_number_each.decode(raw)
-    except msgspec.ValidationError:
-        return _lists.decode(raw)
+    return {} if bytes(raw) in (b"", b"null") else _lists.decode(raw)
 
 
 def _kind(record: SpoolLine, kinds: dict[tuple[Any, ...], Kind | None]) -> Kind | None:
@@ -266,7 +277,14 @@ def _text(text: str) -> str:
     return _short(text).translate(_ESCAPES) if text else ""
 
 
-def _json(raw: bytes | msgspec.Raw) -> bytes:
+def _json(body: bytes) -> bytes:
     """A jsonb cell of COPY's text format; NULL for null and for what is empty."""
-    body = clean_json(bytes(raw))
-    return body.replace(b"\\", b"\\\\") if body else b"\\N"
+    body = clean_json(body)
+    if b"\\" in body:
+        return body.replace(b"\\", b"\\\\")
+    return body or b"\\N"
+
+
+@lru_cache(maxsize=1024)
+def _second(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")

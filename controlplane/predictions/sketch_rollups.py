@@ -8,11 +8,13 @@ never updated.
 """
 
 import uuid
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+import numpy as np
 from django.db import connection, transaction
 from django.db.models import Count, Q
 from django.utils import timezone
@@ -22,6 +24,7 @@ from controlplane.predictions.kept import Columns, Kept
 from controlplane.predictions.models import SketchForm, SketchRollup
 from controlplane.predictions.records import Kind, LogRow
 from inference.contracts import Outcome, Role
+from inference.packing import Block, Part
 from inference.runtime import digest as digests
 from inference.runtime.digest import Digest
 from inference.runtime.pixels import told_of
@@ -96,8 +99,23 @@ class SketchGatherer:
 
 def _sketched(rows: Sequence[LogRow]) -> sketches.Bundle:
     bundle = sketches.new_bundle()
-    sketches.add_calls(bundle, sketches.FEATURES, [row.features for row in rows])
-    sketches.add_calls(bundle, sketches.SCORES, [row.scores for row in rows])
+    blocks: dict[Block, list[Part]] = defaultdict(list)
+    others = []
+    for row in rows:
+        if row.part is None:
+            others.append(row)
+        else:
+            blocks[row.part.block].append(row.part)
+    for block, parts in blocks.items():
+        for kind, names, table in (
+            (sketches.FEATURES, block.columns, block.features),
+            (sketches.SCORES, block.labels, block.scores),
+        ):
+            if names:
+                cells = np.concatenate([table[part.start : part.stop] for part in parts])
+                sketches.add_table(bundle, kind, names, cells)
+    sketches.add_calls(bundle, sketches.FEATURES, [row.features for row in others])
+    sketches.add_calls(bundle, sketches.SCORES, [row.scores for row in others])
     pictures = [told_of(picture) for row in rows for picture in row.record.pictures]
     sketches.add_calls(bundle, sketches.PICTURES, pictures)
     return bundle

@@ -7,11 +7,11 @@ cap of distinct values and then as "other", missing values are counted beside bo
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from datasketches import kll_floats_sketch
 
 from controlplane.predictions.cleaning import clean_text
@@ -142,22 +142,18 @@ def add_columns(bundle: Bundle, kind: str, columns: Mapping[str, Sequence[Any]])
 
 
 def add_calls(bundle: Bundle, kind: str, calls: Iterable[Mapping[str, Sequence[Any]]]) -> None:
-    """Adds the columns of many calls. The usual ones, whose columns are each one number in a tuple (records.Columns),
-    are gathered into a table for each set of names, which costs a third of gathering column by column.
-    """
-    tables: dict[tuple[str, ...], list[float]] = {}
+    """Adds the columns of many calls."""
     columns: dict[str, list[Any]] = {}
     for call in calls:
-        if type(next(iter(call.values()), None)) is tuple:
-            tables.setdefault(tuple(call), []).extend(chain.from_iterable(call.values()))
-        else:
-            for name, values in call.items():
-                columns.setdefault(clean_text(name), []).extend(values)
+        for name, values in call.items():
+            columns.setdefault(clean_text(name), []).extend(values)
     add_columns(bundle, kind, columns)
-    for names, cells in tables.items():
-        table = np.array(cells, dtype=np.float64).reshape(-1, len(names)) if names else ()
-        for name, numbers in zip(names, np.transpose(table), strict=True):
-            _sketch(bundle, kind, clean_text(name)).add_numbers(numbers)
+
+
+def add_table(bundle: Bundle, kind: str, names: Sequence[str], table: npt.NDArray[Any]) -> None:
+    """Adds numbers [rows, columns] by the columns' names."""
+    for name, numbers in zip(names, table.T, strict=True):
+        _sketch(bundle, kind, clean_text(name)).add_numbers(numbers)
 
 
 def _sketch(bundle: Bundle, kind: str, name: str) -> Sketch:

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from inference import capture, packing
+from inference import capture
 from inference.contracts import (
     Activation,
     CapturePolicy,
@@ -81,8 +81,7 @@ def both(packer: Packer, route: VersionRoute, given: SpoolRecord, row: Any, outp
         return None, wanted
     read = READ.decode(msgspec.json.encode(packed))
     assert read.packed is not None
-    made = msgspec.json.decode(msgspec.json.encode(spelled(read.packed)))
-    return msgspec.structs.replace(read, packed=None, **made), wanted
+    return msgspec.structs.replace(read, packed=None, **spelled(read.packed)), wanted
 
 
 def answer(rows: int) -> dict[str, Any]:
@@ -176,8 +175,10 @@ def test_the_ingester_reads_of_a_packed_line_what_it_reads_of_a_filled_one() -> 
     assert packer.pack(packed, split, route, {"x": ROW}, ANSWER)
     capture.fill(filled, route, split.capture, {"x": ROW}, ANSWER)
     line, other = (msgspec.json.decode(msgspec.json.encode(each), type=SpoolLine) for each in (packed, filled))
-    made = spell_out(line)
-    assert msgspec.to_builtins(made.features) == msgspec.json.decode(other.features, type=dict[str, tuple[float]])
+    [part] = spell_out([line])
+    assert part is not None
+    assert (part.block.columns, part.block.features.tolist()) == ([*NAMES], ROW.tolist())
+    assert (part.block.labels, part.block.scores.tolist()) == (["ok", "fraud"], [[0.25, 0.75]])
     for name in ("inputs", "outputs", "features", "scores"):
         assert msgspec.json.decode(getattr(line, name)) == msgspec.json.decode(getattr(other, name))
     assert len(msgspec.json.encode(packed)) < len(msgspec.json.encode(filled))
@@ -201,18 +202,60 @@ def test_the_spool_reads_packed_lines(tmp_path: Path) -> None:
     spool.close()
     [first, second] = [each for _, each in SpoolReader(tmp_path).records()]
     assert (first.id, second.id) == (record().id, "second")
-    assert first.features == {name: [value] for name, value in zip(NAMES, ROW[0].tolist(), strict=True)}
+    assert first.features == dict(zip(NAMES, ([0.1], [-2.5e-7], [3.0]), strict=True))
 
 
 @pytest.mark.parametrize(
     "dtype", [np.float32, np.float64, np.int64, np.int32, np.bool_, np.uint8, np.int16, np.float16]
 )
-def test_one_row_is_spelled_out_alike_in_every_dtype(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = record()
-    outputs = {"label": np.array([1]).astype(dtype), "probabilities": np.array([[0, 1]]).astype(dtype)}
-    assert Packer().pack(made, deployment(version()), version(), {"x": ROW}, outputs)
-    assert made.packed is not None
-    quick = spelled(made.packed)
-    monkeypatch.setattr(packing, "_spelled_row", lambda layout, packed: None)
-    assert quick == spelled(made.packed)
-    assert [*map(type, quick.outputs["label"])] == [*map(type, outputs["label"].tolist())]  # type: ignore[index]  # kept
+@pytest.mark.parametrize("rows", [1, 3])
+def test_every_dtype_is_spelled_out_as_it_is_filled(dtype: type, rows: int) -> None:
+    table = (np.arange(rows * 3) / 10).reshape(rows, 3).astype(dtype)
+    outputs = {"label": np.ones(rows, dtype), "probabilities": np.ones((rows, 2), np.float32)}
+    packed, filled = both(Packer(), version(), record(), table, outputs)
+    assert packed == filled
+    assert [*map(type, packed.outputs["label"])] == [*map(type, outputs["label"].tolist())]
+
+
+def test_a_number_is_kept_as_it_was_sent_and_a_score_as_it_was_judged() -> None:
+    near = {**ANSWER, "probabilities": np.array([[0.3, 0.7]], dtype=np.float32)}
+    packed, filled = both(Packer(), version(), record(), ROW, near)
+    assert packed == filled
+    assert packed.inputs["amount"] == [0.1]
+    assert packed.outputs["probabilities"] == [[0.3, 0.7]]
+    # A float32 of 0.7 lies below a threshold of 0.7, and so the model decided.
+    assert packed.scores["fraud"] == [float(np.float32(0.7))]
+
+
+def test_calls_that_are_spelled_out_together_are_each_ones_own() -> None:
+    packer = Packer()
+    random = np.random.default_rng(5)
+    lines: list[SpoolLine] = []
+    filled: list[SpoolRecord] = []
+    routes = [version(), version(columns=(), labels=()), version(task=Task.TENSOR)]
+    for number, rows in enumerate([1, 1, 3, 1, 2, 1, 1, 64, 1]):
+        route = routes[number % 3]
+        split = with_fields(deployment(route), capture=CapturePolicy(payload_share=float(number % 2)))
+        table, told = random.normal(size=(rows, 3)).astype(np.float32), answer(rows)
+        packed, other = record(rows=rows), record(rows=rows)
+        assert packer.pack(packed, split, route, {"x": table}, told)
+        capture.fill(other, route, split.capture, {"x": table}, told)
+        lines.append(msgspec.json.decode(msgspec.json.encode(packed), type=SpoolLine))
+        filled.append(READ.decode(msgspec.json.encode(other)))
+    assert lines[3].packed is not None
+    lines[3].packed.input = lines[3].packed.input[:-1]
+    # A line that was never packed, in between.
+    lines.insert(5, msgspec.json.decode(msgspec.json.encode(filled[4]), type=SpoolLine))
+    filled.insert(5, filled[4])
+    parts = spell_out(lines)
+    assert [place for place, part in enumerate(parts) if part is None] == [3, 5]
+    for line, part, other in zip(lines, parts, filled, strict=True):
+        if part is None:
+            continue
+        for name in ("inputs", "outputs", "features", "scores"):
+            raw = bytes(getattr(line, name))
+            assert (msgspec.json.decode(raw) if raw else None) == getattr(other, name)
+        assert other.features is not None
+        wanted = np.array([*other.features.values()]).T
+        assert part.block.columns == [*other.features]
+        assert np.array_equal(part.block.features[part.start : part.stop], wanted.astype(np.float32))

@@ -202,8 +202,13 @@ def _plain(tensor: Array) -> Any:
 
 
 def _numbers(tensor: Array) -> Any:
-    """As lists. float32 0.1 is 0.1 in the log, as it was sent and is answered, not 0.10000000149011612."""
-    return orjson.loads(dumps(to_json(tensor))) if tensor.dtype.kind == "f" else tensor.tolist()
+    """As lists. float32 0.1 is 0.1 in the log, as it was sent and is answered, not 0.10000000149011612.
+
+    What is too large for a payload is counted and never shown: there the detour would only cost memory.
+    """
+    if tensor.dtype.kind != "f" or tensor.size > PAYLOAD_CELLS:
+        return tensor.tolist()
+    return orjson.loads(dumps(to_json(tensor)))
 
 
 def _map_text(value: Any, change: Callable[[Any], str]) -> Any:

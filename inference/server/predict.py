@@ -1,4 +1,4 @@
-"""The hot path: one prediction call from its headers to its answer, on one screen in `Predictor.at_once`."""
+"""The hot path, on one screen: `Predictor.at_once` takes a call on, `Predictor.end_turn` answers those of a turn."""
 
 import asyncio
 import logging
@@ -45,7 +45,7 @@ from inference.server.replies import (
     unless_gone,
 )
 from inference.server.shadows import Shadows
-from inference.server.turn import MOST_GATHERED, Gathered, Reply, Whole, run_turn
+from inference.server.turn import MOST_GATHERED, Gathered, Reply, Whole, run_turn, write_turn
 from inference.spool import SpoolWriter, encoded
 
 _log = logging.getLogger(__name__)
@@ -93,53 +93,47 @@ class Predictor:
             admitted = True
             routes = self.holder.routes
             deployment = self._begin(ask, routes)
-            if ask.waited_s > MAX_BEHIND * (ask.deadline - ask.started):
-                raise InferenceError("overloaded", headers={"Retry-After": "1"})
-            ask.unread = False
             route = deployment.route
-            if len(body) > route.max_body_bytes:
-                raise too_large(route.max_body_bytes)
             version = ask.version = choose_version(deployment, address, ask.routing_key)
-            model, cache = version.model, version.cache
-            if cache is None and (model is None or model.lane(route.lane, 1) is not Lane.INLINE):
-                self.admission.require_room(route.id, route.max_in_flight)
+            self._require_room(route, version, len(body))
             call: Call = PROTOCOLS[address.protocol].decode(body, headers, route, version.route)
             _accept(ask, call, route)
-            answer = None if cache is None or call.pictures or ask.rehearsal else cache.find(call)
-            if answer is None and (
-                model is None
-                or call.pictures
-                or ask.rehearsal
-                or model.lane(route.lane, cells_of(call.inputs)) is not Lane.INLINE
-            ):
+            answer = None if version.cache is None or call.pictures or ask.rehearsal else version.cache.find(call)
+            if answer is None and _has_to_wait(ask, version, call, route):
                 self.admission.occupy(route.id, route.max_in_flight, len(body))
                 ask.occupies, ask.held_bytes = route.id, len(body)
                 admitted = False
                 return partial(self._rest, ask, routes, call, body)
-            self._turn.append(
-                Gathered(
-                    inputs=call.inputs,
-                    rows=call.rows,
-                    most_rows=version.bounds.max_rows,
-                    outcome=answer,
-                    ask=ask,
-                    routes=routes,
-                    call=call,
-                    body=body,
-                    reply=reply,
-                )
-            )
+            self._turn.append(Gathered.of(ask, routes, call, body, reply, answer))
             admitted = False
             if len(self._turn) >= MOST_GATHERED:
                 self.end_turn()
-        except InferenceError as error:
-            reply(*self._refusal(ask, error))
         except Exception as error:  # boundary: a fault of ours is one line in the log and a 500 that names it
             reply(*self._refusal(ask, told(ask, error)))
         finally:
             if admitted:
                 self.admission.leave()
         return None
+
+    def end_turn(self) -> None:
+        """Compute, log and answer what came in this turn of the event loop: a run for each model, one write for all."""
+        turn, self._turn = self._turn, []
+        run_turn(turn)
+        for gathered in turn:
+            try:
+                answer, record = gathered.answer(), gathered.ask.record()
+                gathered.line, gathered.whole = self._finish(
+                    gathered.ask, gathered.routes, gathered.call, gathered.body, record, answer
+                )
+            except Exception as error:  # boundary: as in `at_once`
+                gathered.outcome = error
+        write_turn(turn, self.spool)
+        for gathered in turn:
+            self.admission.leave()
+            try:
+                gathered.reply(*self._whole(gathered))
+            except Exception:  # boundary: a fault in one call's end is not to keep the others from theirs
+                _log.exception("the end of a call failed: request %s", gathered.ask.request_id)
 
     def _begin_turn(self, fd: int) -> None:
         """The first call that this turn of the event loop brought. If it came late, the others may have."""
@@ -151,36 +145,20 @@ class Predictor:
         self._in_turn = False
         self.end_turn()
 
-    def end_turn(self) -> None:
-        """Compute, log and answer what came in this turn of the event loop: a run for each model, one write for all."""
-        turn, self._turn = self._turn, []
-        run_turn(turn)
-        lines: list[bytes] = []
-        for gathered in turn:
-            try:
-                ask, call, answer = gathered.ask, gathered.call, gathered.answer()
-                cache = ask.chosen()[1].cache
-                if cache is not None and not answer.cached:
-                    cache.keep(call, answer)
-                gathered.line, gathered.whole = self._finish(
-                    ask, gathered.routes, call, gathered.body, ask.record(), answer
-                )
-                lines.append(gathered.line)
-            except Exception as error:  # boundary: as in `at_once`
-                gathered.outcome = error
-        written = iter(self.spool.append_lines(lines))
-        for gathered in turn:
-            self.admission.leave()
-            try:
-                if gathered.line and (fault := next(written)) is not None:
-                    gathered.outcome = fault
-                if isinstance(gathered.outcome, Exception):
-                    gathered.whole = self._refusal(gathered.ask, told(gathered.ask, gathered.outcome))
-                else:
-                    self._served(gathered.ask, gathered.call, gathered.body, gathered.answer())
-                gathered.reply(*gathered.whole)
-            except Exception:  # boundary: a fault in one call's end is not to keep the others from theirs
-                _log.exception("the end of a call failed: request %s", gathered.ask.request_id)
+    def _whole(self, gathered: Gathered) -> Whole:
+        """The answer to a call of a turn that is over, which is counted."""
+        if isinstance(gathered.outcome, Exception):
+            return self._refusal(gathered.ask, told(gathered.ask, gathered.outcome))
+        self._served(gathered.ask, gathered.call, gathered.body, gathered.answer())
+        return gathered.whole
+
+    def _require_room(self, route: DeploymentRoute, version: HeldVersion, size: int) -> None:
+        """Before `size` bytes are decoded. Raises InferenceError body_too_large or overloaded."""
+        if size > route.max_body_bytes:
+            raise too_large(route.max_body_bytes)
+        model = version.model
+        if version.cache is None and (model is None or model.lane(route.lane, 1) is not Lane.INLINE):
+            self.admission.require_room(route.id, route.max_in_flight)
 
     def _begin(self, ask: Ask, routes: HeldRoutes) -> HeldDeployment:
         """Authenticate, find the deployment, check rights and limit, read the headers. Raises InferenceError."""
@@ -190,6 +168,8 @@ class Predictor:
         require_rights(caller, ask)
         ask.allowance = self.limits.take(caller)
         ask.read_headers()
+        if ask.waited_s > MAX_BEHIND * (ask.deadline - ask.started):
+            raise InferenceError("overloaded", headers={"Retry-After": "1"})
         if caller.source is Source.TEST and (outcome := ask.headers.get(HEADER)) is not None:
             rehearse(ask, outcome)
         return deployment
@@ -255,6 +235,7 @@ class Predictor:
     async def _rest(
         self, ask: Ask, routes: HeldRoutes, call: Call, body: bytes, scope: Scope, receive: Receive, send: Send
     ) -> None:
+        ask.unread = False
         await self._guarded(ask, self._go_on(ask, routes, call, body, receive, send), receive, send)
 
     async def _guarded(self, ask: Ask, work: Coroutine[Any, Any, None], receive: Receive, send: Send) -> None:
@@ -389,6 +370,16 @@ def told(ask: Ask, error: Exception) -> InferenceError:
         return error
     _log.error("prediction failed: request %s", ask.request_id, exc_info=error)
     return InferenceError("internal")
+
+
+def _has_to_wait(ask: Ask, version: HeldVersion, call: Call, route: DeploymentRoute) -> bool:
+    """Whether anything has to be awaited for a call that no answer is kept for."""
+    model = version.model
+    return (
+        model is None
+        or bool(call.pictures or ask.rehearsal)
+        or model.lane(route.lane, cells_of(call.inputs)) is not Lane.INLINE
+    )
 
 
 def _accept(ask: Ask, call: Call, route: DeploymentRoute) -> None:

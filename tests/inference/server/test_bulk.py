@@ -110,6 +110,6 @@ def test_the_record_of_a_large_call_is_made_from_the_rows_that_are_kept() -> Non
     kept = {name: len(values) for name, values in record.features.items()}
     assert len(kept) == COLUMNS
     assert set(kept.values()) == {-(-ROWS // 12)}
-    assert record.features["x[3]"][:5] == cells[::12, 3][:5].tolist()
+    assert np.array_equal(np.float32(record.features["x[3]"][:5]), cells[::12, 3][:5])
     # Numbers of Python take 32 bytes with their place in a list: those of all cells would be 96 MB.
     assert peak <= 32 * capture.FEATURE_CELLS * 2.5

@@ -139,17 +139,21 @@ def _layout(
 ) -> Layout | None:
     """How such a call would be spelled out; None where its numbers are not simply those of its tensors."""
     [(name, tensor)] = inputs.items()
-    if not 0 < tensor.ndim <= 2 or any(
-        array.ndim == 0 or array.dtype.kind not in _NUMBERS for array in (tensor, *outputs.values())
-    ):
+    if any(array.ndim == 0 or array.dtype.kind not in _NUMBERS for array in (tensor, *outputs.values())):
         return None
     if version.activation is not Activation.NONE or any(column.keep != "keep" for column in version.columns):
         return None
-    width = 1 if tensor.ndim == 1 else tensor.shape[1]
-    columns = [column.name for column in version.columns]
-    named = len(columns) == width > 0
-    if not named:
-        columns = [name] if width == 1 else [f"{name}[{place}]" for place in range(width)]
+    columns: list[str] = []
+    named = False
+    if tensor.ndim > 2:
+        # Its numbers are no features.
+        payload = payload and not version.task.takes_pictures
+    else:
+        width = 1 if tensor.ndim == 1 else tensor.shape[1]
+        columns = [column.name for column in version.columns]
+        named = len(columns) == width > 0
+        if not named:
+            columns = [name] if width == 1 else [f"{name}[{place}]" for place in range(width)]
     spec = version.signature.outputs[version.signature.score_output].name
     place = list(outputs).index(spec) if spec in outputs else 0
     scores = outputs.get(spec)
@@ -255,14 +259,14 @@ class _Spelling:
             form.read(b"".join([packed.outputs[place] for packed in calls]))
             for place, form in enumerate(layout.outputs)
         ]
-        table = tensor.reshape(len(tensor), -1)
-        scores = arrays[layout.score].reshape(len(tensor), -1) if layout.labels else table[:, :0]
+        table = tensor.reshape(len(tensor), -1) if layout.columns else np.empty((len(tensor), 0))
+        scores = arrays[layout.score].reshape(len(tensor), -1) if layout.labels else np.empty((len(tensor), 0))
         block = Block(layout.columns, table, layout.labels, scores)
         nothing = [b""] * len(lines)
-        features = [self._features % columns for columns in _by_column(table, spans)]
+        features = _by_column(self._features, table, spans)
         # As the decision was taken: a float32 just below a threshold is not to be rounded onto it.
         exact = scores.astype(np.float64) if scores.dtype.kind == "f" else scores
-        told = [self._scores % columns for columns in _by_column(exact, spans)] if layout.labels else nothing
+        told = _by_column(self._scores, exact, spans) if layout.labels else nothing
         inputs = outputs = nothing
         if layout.payload:
             inputs = features if layout.named else [self._inputs % (text,) for text in _by_call(tensor, spans)]
@@ -280,12 +284,14 @@ def _template(names: Sequence[str], value: bytes) -> bytes:
     return b"{%b}" % b",".join([orjson.dumps(name).replace(b"%", b"%%") + b":" + value for name in names])
 
 
-def _by_column(table: Array, spans: Sequence[tuple[int, int]]) -> list[tuple[bytes, ...]]:
-    """For each call, for each column of `table` [rows, columns], its values as JSON without the brackets."""
+def _by_column(template: bytes, table: Array, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+    """For each call the template filled with the values of each column of `table` [rows, columns]."""
+    if not table.shape[1]:
+        return [template] * len(spans)
     if spans[-1][1] == len(spans):
         # The usual calls, of one row each.
-        return [tuple(row.split(b",")) for row in dumps(to_json(table))[2:-2].split(b"],[")]
-    return [tuple(dumps(to_json(table[start:stop].T))[2:-2].split(b"],[")) for start, stop in spans]
+        return [template % tuple(row.split(b",")) for row in dumps(to_json(table))[2:-2].split(b"],[")]
+    return [template % tuple(dumps(to_json(table[start:stop].T))[2:-2].split(b"],[")) for start, stop in spans]
 
 
 def _by_call(array: Array, spans: Sequence[tuple[int, int]]) -> list[bytes]:

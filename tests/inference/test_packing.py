@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from inference import capture
@@ -142,6 +143,19 @@ def test_texts_and_pictures_are_never_packed() -> None:
     assert both(packer, route, record(), ROW, {**ANSWER, "label": np.array(["yes"], dtype=object)})[0] is None
 
 
+@pytest.mark.parametrize("task", [Task.TENSOR, Task.IMAGE_CLASSIFICATION])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_tensors_of_pictures_are_packed_and_are_no_features(task: Task, rows: int) -> None:
+    signature = version().signature
+    pixels = TensorSpec(name="x", datatype=D.FP32, shape=(-1, 1, 2, 3))
+    route = version(columns=(), task=task, signature=with_fields(signature, inputs=(pixels,)))
+    picture = np.random.default_rng(1).random((rows, 1, 2, 3), dtype=np.float32)
+    packed, filled = both(Packer(), route, record(), picture, answer(rows))
+    assert packed == filled
+    assert packed.features == {}
+    assert (packed.inputs is None) == (task is Task.IMAGE_CLASSIFICATION)
+
+
 def test_shapes_that_change_and_calls_that_are_large_are_filled() -> None:
     packer, route = Packer(), version(columns=())
     assert both(packer, route, record(), ROW, ANSWER)[0] is not None
@@ -210,7 +224,7 @@ def test_the_spool_reads_packed_lines(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("rows", [1, 3])
 def test_every_dtype_is_spelled_out_as_it_is_filled(dtype: type, rows: int) -> None:
-    table = (np.arange(rows * 3) / 10).reshape(rows, 3).astype(dtype)
+    table: npt.NDArray[Any] = (np.arange(rows * 3) / 10).reshape(rows, 3).astype(dtype)
     outputs = {"label": np.ones(rows, dtype), "probabilities": np.ones((rows, 2), np.float32)}
     packed, filled = both(Packer(), version(), record(), table, outputs)
     assert packed == filled

@@ -17,6 +17,8 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LONGEST_NAME = 80
 _MOST_NAMES = 500
 _KEY = re.compile(rb'"\s*:')
+# Bodies below that are read whole sooner than in parts.
+_SHORT_BYTES = 1024
 
 
 def parse(body: bytes, *, lenient: bool = False) -> Any:
@@ -28,9 +30,35 @@ def parse(body: bytes, *, lenient: bool = False) -> Any:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         return _parse_exactly(body, error, lenient)
-    if b"\\u0000" in body:
+    # Looked for in two steps: most bodies hold no backslash, and one byte is found far sooner than six.
+    if b"\\" in body and b"\\u0000" in body:
         _refuse_values(document, lenient)
     return document
+
+
+def count_colons(body: bytes) -> int:
+    """How many colons a well-formed document holds, in its texts and behind its keys.
+
+    Behind its last text, where the numbers of most calls are, is no colon but that of the text, were it a key.
+    """
+    if len(body) < _SHORT_BYTES:
+        return body.count(b":")
+    end = body.rfind(b'"') + 1
+    return body.count(b":", 0, end) + (body.find(b":", end) >= 0)
+
+
+def may_hold_booleans(body: bytes) -> bool:
+    """False only of a well-formed document with neither true nor false in it; true of any short one.
+
+    Behind its last text no other letters than those of literals and numbers can stand, and one letter is looked for at
+    ten times the speed of a word.
+    """
+    if len(body) < _SHORT_BYTES:
+        return True
+    end = body.rfind(b'"') + 1
+    if body.find(b"r", end) >= 0 or body.find(b"s", end) >= 0:
+        return True
+    return body.find(b"true", 0, end) >= 0 or body.find(b"false", 0, end) >= 0
 
 
 def refuse_duplicate_keys(body: bytes, keys: int) -> None:
@@ -39,7 +67,7 @@ def refuse_duplicate_keys(body: bytes, keys: int) -> None:
     The parser keeps the last of duplicates silently. Every key has a colon behind it, so an equal count is proof; texts
     with colons need the closer look.
     """
-    if body.count(b":") != keys and len(_KEY.findall(body)) != keys:
+    if count_colons(body) != keys and len(_KEY.findall(body)) != keys:
         _parse_with_json(body.removeprefix(_BYTE_ORDER_MARK).decode("utf-8"))
 
 

@@ -9,9 +9,24 @@ from inference.contracts import Datatype, DeploymentRoute, VersionRoute
 from inference.errors import InferenceError
 from inference.runtime.plans import Array, VersionPlan, plan_of
 from inference.runtime.scores import labelled
-from inference.runtime.tensors import dumps, from_json, non_finite_warnings, pack_table, row_to_json, to_json
+from inference.runtime.tensors import (
+    dumps,
+    from_json,
+    non_finite_warnings,
+    pack_table,
+    row_to_json,
+    rows_to_json,
+    to_json,
+)
 from inference.server.protocols import PICTURE_TYPES, Call, Headers, Reply, content_type, refuse_media_type
-from inference.server.protocols.body import bad_request, mistaken_for, parse, refuse_duplicate_keys
+from inference.server.protocols.body import (
+    bad_request,
+    count_colons,
+    may_hold_booleans,
+    mistaken_for,
+    parse,
+    refuse_duplicate_keys,
+)
 from inference.server.protocols.features import (
     cap_rows,
     check_rows,
@@ -81,20 +96,22 @@ def decode_rows(rows: Any, keys: int, body: bytes, deployment: DeploymentRoute, 
     count = len(rows)
     cap_rows(count, deployment)
     style = Style(by_row=True, count=count)
-    if plan.table is not None and body.count(b":") == keys and (table := pack_table(rows, plan.table)) is not None:
-        return Call({plan.table.name: table}, count, style=style)
+    if (tensor := plan.table) is not None and count_colons(body) == keys:
+        table = pack_table(rows, tensor, booleans=may_hold_booleans(body))
+        if table is not None:
+            return Call({tensor.name: table}, count, style=style)
     if type(rows[0]) is dict:
         if plan.pictures and (pictures := pictures_of(rows, "instances", plan)) is not None:
             refuse_duplicate_keys(body, keys + count_keys(rows))
             return Call({}, count, pictures=pictures, style=style)
         if not is_bytes(rows[0]):
             inputs = inputs_of_objects(rows, plan)
-            if body.count(b":") != keys + count * len(rows[0]):
+            if count_colons(body) != keys + count * len(rows[0]):
                 refuse_duplicate_keys(body, keys + count_keys(rows))
             return Call(inputs, check_rows(inputs, plan), style=style)
     tensor = only_input(plan, "instances")
     inputs = {tensor.name: stacked(rows, tensor, plan, lambda path: ["instances", *path])}
-    if body.count(b":") != keys:
+    if count_colons(body) != keys:
         refuse_duplicate_keys(body, keys + count_keys(rows))
     return Call(inputs, check_rows(inputs, plan), style=style)
 
@@ -142,12 +159,10 @@ def _answer(call: Call, outputs: dict[str, Array], version: VersionRoute) -> dic
         # One prediction; without a batch dimension it is the whole output.
         values = {name: row_to_json(array) for name, array in outputs.items()}
         return {"predictions": [next(iter(values.values())) if len(values) == 1 else values]}
+    if style.by_row and len(outputs) != 1:
+        return {"predictions": rows_to_json(outputs)}
     values = {name: to_json(array) for name, array in outputs.items()}
-    if not style.by_row:
-        return {"outputs": next(iter(values.values())) if len(values) == 1 else values}
-    if len(values) == 1:
-        return {"predictions": next(iter(values.values()))}
-    return {"predictions": [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]}
+    return {"predictions" if style.by_row else "outputs": next(iter(values.values())) if len(values) == 1 else values}
 
 
 def status(deployment: DeploymentRoute, ready: Collection[int], number: int | None) -> bytes:

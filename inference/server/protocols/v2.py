@@ -27,7 +27,15 @@ from inference.runtime.tensors import (
     to_json,
 )
 from inference.server.protocols import PICTURE_TYPES, Call, Headers, Reply, content_type, refuse_media_type
-from inference.server.protocols.body import bad_request, did_you_mean, mistaken_for, parse, refuse_duplicate_keys
+from inference.server.protocols.body import (
+    bad_request,
+    count_colons,
+    did_you_mean,
+    may_hold_booleans,
+    mistaken_for,
+    parse,
+    refuse_duplicate_keys,
+)
 from inference.server.protocols.features import cap_rows, check_rows, count_keys, refuse
 
 _JSON = b"application/json"
@@ -94,10 +102,10 @@ def decode(body: bytes, headers: Headers, deployment: DeploymentRoute, version: 
     if type(tensors) is not list or not tensors:
         near = mistaken_for((key for key in document if key != "inputs"), ("inputs",))
         raise bad_request(f"The body must have inputs, a list of tensors{near}", "inputs")
-    if head.count(b":") != len(document) + sum([len(tensor) for tensor in tensors if type(tensor) is dict]):
+    if count_colons(head) != len(document) + sum([len(tensor) for tensor in tensors if type(tensor) is dict]):
         refuse_duplicate_keys(head, count_keys(document))
     style = _style(document, version) if "outputs" in document or "parameters" in document else _ALL_AS_JSON
-    inputs, pictures = _inputs(tensors, buffer, deployment, plan)
+    inputs, pictures = _inputs(tensors, buffer, deployment, plan, may_hold_booleans(head))
     buffer.finish()
     rows = len(pictures) if pictures else check_rows(inputs, plan)
     cap_rows(rows, deployment)
@@ -165,7 +173,7 @@ def _style(document: dict[str, Any], version: VersionRoute) -> Style:
 
 
 def _inputs(
-    tensors: list[Any], buffer: _Buffer, deployment: DeploymentRoute, plan: VersionPlan
+    tensors: list[Any], buffer: _Buffer, deployment: DeploymentRoute, plan: VersionPlan, booleans: bool
 ) -> tuple[dict[str, Array], list[bytes]]:
     inputs: dict[str, Array] = {}
     pictures: list[bytes] = []
@@ -188,7 +196,7 @@ def _inputs(
         if plan.pictures and tensor.get("datatype") == "BYTES" != planned.datatype:
             pictures = _pictures(tensor, content, deployment, index)
         else:
-            inputs[name] = _tensor(tensor, content, planned, deployment, plan, index)
+            inputs[name] = _tensor(tensor, content, planned, deployment, plan, index, booleans)
     if not pictures and len(inputs) != len(plan.inputs):
         missing = [name for name in plan.by_name if name not in inputs]
         refuse("unknown_feature", f"input {', '.join(missing)} is missing", "inputs")
@@ -213,6 +221,7 @@ def _tensor(
     deployment: DeploymentRoute,
     plan: VersionPlan,
     index: int,
+    booleans: bool,
 ) -> Array:
     datatype = tensor.get("datatype")
     if datatype != planned.datatype:
@@ -237,7 +246,7 @@ def _tensor(
     if type(data) is not list:
         refuse("wrong_shape", f"data must be a list of {prod(shape)} values", "inputs", index, "data")
     if data and type(data[0]) is list and len(shape) > 1:
-        array = from_json(data, planned, locate)
+        array = from_json(data, planned, locate, booleans=booleans)
         if array.shape != shape:
             refuse(
                 "wrong_shape", f"data has shape {list(array.shape)}, shape says {list(shape)}", "inputs", index, "data"
@@ -246,7 +255,7 @@ def _tensor(
     if len(data) != prod(shape):
         message = f"has {len(data)} values, the shape {list(shape)} makes {prod(shape)}"
         refuse("wrong_shape", message, "inputs", index, "data")
-    return from_flat(data, shape, planned, locate)
+    return from_flat(data, shape, planned, locate, booleans=booleans)
 
 
 def _pictures(

@@ -1,6 +1,7 @@
 """JSON values and buffers to tensors: every bad cell is named, every good one is exact."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,8 +10,17 @@ import pytest
 
 from inference.contracts import Datatype
 from inference.errors import TABLE, InferenceError
+from inference.runtime.cells import explain
 from inference.runtime.plans import NUMPY_DTYPES, Array, TensorPlan, plan_of
-from inference.runtime.tensors import dumps, from_buffer, from_flat, from_json, non_finite_warnings, to_json
+from inference.runtime.tensors import (
+    dumps,
+    from_buffer,
+    from_flat,
+    from_json,
+    non_finite_warnings,
+    rows_to_json,
+    to_json,
+)
 from tests.inference.signatures import f32, refused, spec, version_of
 
 pytestmark = pytest.mark.unit
@@ -246,6 +256,39 @@ def test_a_flat_list_names_its_bad_cell_by_index() -> None:
     assert [located["loc"] for located in error.errors] == [[2]]
 
 
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64"])
+@pytest.mark.parametrize("rows", [1, 2, 150])
+def test_floats_are_converted_and_refused_as_the_walk_over_them_does(datatype: str, rows: int) -> None:
+    numbers: list[Any] = [0, -0.0, 7, 0.1, 1e-46, 5e-324, 65519.9, 65520, 2**53 + 1, 2**64, 10**400, 1e39, 1.7e308]
+    others: list[Any] = [math.nan, math.inf, -math.inf, True, False, None, "", "1.5", "ab", [], [1], {}, {"b64": ""}]
+
+    def told(read: Callable[[], Array]) -> Any:
+        try:
+            array = read()
+        except InferenceError as error:
+            return error.code, error.message, error.errors
+        return array.dtype, array.shape, array.tobytes()
+
+    def locate(path: tuple[int, ...]) -> list[str | int]:
+        return [*path]
+
+    options: dict[str, Any] = {"columns": ("a", "b")}
+    for more in ({}, {"nullable": ("b",)}, {"accepts_non_finite": True}):
+        tensor = plan(datatype, -1, 2, **options, **more)
+        for cell in (*numbers, *others):
+            for place in (0, 2 * rows - 1):
+                cells: list[Any] = [1.5] * (2 * rows)
+                cells[place] = cell
+                table = [cells[start : start + 2] for start in range(0, 2 * rows, 2)]
+                flat_truth = told(partial(explain, cells, tensor, locate, (rows, 2)))
+                truth = told(partial(explain, table, tensor, locate))
+                for booleans in {True, type(cell) is bool}:
+                    flat = partial(from_flat, cells, (rows, 2), tensor, locate, booleans=booleans)
+                    assert told(flat) == flat_truth, (cell, place, more)
+                    nested = partial(from_json, table, tensor, locate, booleans=booleans)
+                    assert told(nested) == truth, (cell, place, more)
+
+
 def test_answers_hold_null_and_never_bare_nan() -> None:
     outputs = {"y": f32([[np.nan, np.inf, 0.1]]), "z": np.array([1])}
     assert dumps({name: to_json(array) for name, array in outputs.items()}) == b'{"y":[[null,null,0.1]],"z":[1]}'
@@ -266,6 +309,26 @@ def test_answers_hold_null_and_never_bare_nan() -> None:
 )
 def test_every_kind_of_array_is_written(array: Array, text: bytes) -> None:
     assert dumps(to_json(np.asarray(array))) == text
+
+
+def test_rows_of_several_arrays_are_written_as_their_rows_alone_are() -> None:
+    random = np.random.default_rng(5)
+    wide = (random.standard_normal((3, 2, 4)) * 10.0 ** random.integers(-12, 20, (3, 2, 4))).astype(np.float32)
+    wide[1, 0, 2:] = np.nan, -np.inf
+    columns = {
+        'a "%b" %': wide,
+        "é": np.array([2**63 - 1, -1, 0]),
+        "c": np.array([[True], [False], [True]]),
+        "d": random.standard_normal((3, 5)).astype(np.float16),
+        "e": np.asfortranarray(random.standard_normal((3, 2))),
+        "f": np.array([2**64 - 1, 0, 1], np.uint64),
+        "g": np.arange(12, dtype=np.int8).reshape(3, 2, 1, 2),
+    }
+    for others in ({}, {"t": np.array(["x,[", "]],[[", '"'], dtype=object)}, {"z": np.zeros((3, 2, 0), np.float32)}):
+        given: dict[str, Array] = {**columns, **others}
+        lines = [dict(zip(given, row, strict=True)) for row in zip(*map(to_json, given.values()), strict=True)]
+        assert dumps(rows_to_json(given)) == dumps(lines)
+    assert dumps(rows_to_json({})) == b"[]"
 
 
 def test_random_trees_convert_or_are_refused_but_never_crash() -> None:

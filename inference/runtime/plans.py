@@ -65,7 +65,8 @@ class TensorPlan:
 class VersionPlan:
     """The inputs of one version, compiled. `lenient`: NaN may be a value somewhere, so its literals are parsed.
 
-    `pictures`: the task takes pictures. `batched`: as in the signature.
+    `pictures`: the task takes pictures. `floats`: it takes none, and an input is of floats. `batched`: as in the
+    signature.
     `columns` and `pick`: names of the single input's cells, and what takes them in order out of an object.
     `table`: the input, where it is the only one, is a float table and its rows are the call's: the usual model.
     """
@@ -75,6 +76,7 @@ class VersionPlan:
     by_name: dict[str, TensorPlan]
     lenient: bool
     pictures: bool
+    floats: bool
     batched: bool
     columns: tuple[str, ...]
     pick: Callable[[Any], tuple[Any, ...]] | None
@@ -109,6 +111,7 @@ def _compile(version: VersionRoute) -> VersionPlan:
         by_name={tensor.name: tensor for tensor in inputs},
         lenient=version.accepts_non_finite or any(column.nullable for column in version.columns),
         pictures=version.task.takes_pictures,
+        floats=not version.task.takes_pictures and any(tensor.dtype.kind == "f" for tensor in inputs),
         batched=version.signature.batched,
         columns=names if named else (),
         pick=pick,

@@ -17,8 +17,8 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LONGEST_NAME = 80
 _MOST_NAMES = 500
 _KEY = re.compile(rb'"\s*:')
-# Bodies below that are read whole sooner than in parts.
-_SHORT_BYTES = 1024
+# Bodies below that are read whole sooner than in parts, and few cells' types sooner than all the text is searched.
+SHORT_BYTES = 1024
 
 
 def parse(body: bytes, *, lenient: bool = False) -> Any:
@@ -41,20 +41,18 @@ def count_colons(body: bytes) -> int:
 
     Behind its last text, where the numbers of most calls are, is no colon but that of the text, were it a key.
     """
-    if len(body) < _SHORT_BYTES:
+    if len(body) < SHORT_BYTES:
         return body.count(b":")
     end = body.rfind(b'"') + 1
     return body.count(b":", 0, end) + (body.find(b":", end) >= 0)
 
 
 def may_hold_booleans(body: bytes) -> bool:
-    """False only of a well-formed document with neither true nor false in it; true of any short one.
+    """False only of a well-formed document with neither true nor false in it. It pays from `SHORT_BYTES` on.
 
     Behind its last text no other letters than those of literals and numbers can stand, and one letter is looked for at
     ten times the speed of a word.
     """
-    if len(body) < _SHORT_BYTES:
-        return True
     end = body.rfind(b'"') + 1
     if body.find(b"r", end) >= 0 or body.find(b"s", end) >= 0:
         return True

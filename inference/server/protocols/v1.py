@@ -20,6 +20,7 @@ from inference.runtime.tensors import (
 )
 from inference.server.protocols import PICTURE_TYPES, Call, Headers, Reply, content_type, refuse_media_type
 from inference.server.protocols.body import (
+    SHORT_BYTES,
     bad_request,
     count_colons,
     may_hold_booleans,
@@ -97,7 +98,7 @@ def decode_rows(rows: Any, keys: int, body: bytes, deployment: DeploymentRoute, 
     cap_rows(count, deployment)
     style = Style(by_row=True, count=count)
     if (tensor := plan.table) is not None and count_colons(body) == keys:
-        table = pack_table(rows, tensor, booleans=may_hold_booleans(body))
+        table = pack_table(rows, tensor, booleans=len(body) < SHORT_BYTES or may_hold_booleans(body))
         if table is not None:
             return Call({tensor.name: table}, count, style=style)
     if type(rows[0]) is dict:

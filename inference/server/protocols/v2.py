@@ -28,6 +28,7 @@ from inference.runtime.tensors import (
 )
 from inference.server.protocols import PICTURE_TYPES, Call, Headers, Reply, content_type, refuse_media_type
 from inference.server.protocols.body import (
+    SHORT_BYTES,
     bad_request,
     count_colons,
     did_you_mean,
@@ -105,10 +106,10 @@ def decode(body: bytes, headers: Headers, deployment: DeploymentRoute, version: 
     if count_colons(head) != len(document) + sum([len(tensor) for tensor in tensors if type(tensor) is dict]):
         refuse_duplicate_keys(head, count_keys(document))
     style = _style(document, version) if "outputs" in document or "parameters" in document else _ALL_AS_JSON
-    inputs, pictures = _inputs(tensors, buffer, deployment, plan, may_hold_booleans(head))
+    booleans = len(head) < SHORT_BYTES or not plan.floats or may_hold_booleans(head)
+    inputs, pictures = _inputs(tensors, buffer, deployment, plan, booleans)
     buffer.finish()
     rows = len(pictures) if pictures else check_rows(inputs, plan)
-    cap_rows(rows, deployment)
     return Call(inputs, rows, _client_id(document), pictures, style)
 
 

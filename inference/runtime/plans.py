@@ -38,6 +38,7 @@ _PLANS_KEPT = 1024
 class TensorPlan:
     """What is known of one input before a call comes. `shape` has -1 for a dimension that the caller chooses.
 
+    `code`: the dtype's character, which for floats is that of `struct`, too.
     `kinds`: the types that a valid cell has after JSON was parsed. `nullable`: None, or a mask over the last dimension
     (of length 1 where it speaks of the whole tensor), True where null or NaN is a missing value. `columns`: the names
     of a row's cells, where they have names.
@@ -50,6 +51,7 @@ class TensorPlan:
     name: str
     datatype: Datatype
     dtype: np.dtype[Any]
+    code: str
     shape: tuple[int, ...]
     kinds: frozenset[type]
     nullable: Array | None
@@ -136,6 +138,7 @@ def _plan_tensor(spec: TensorSpec, version: VersionRoute, columns: tuple[str, ..
         name=spec.name,
         datatype=spec.datatype,
         dtype=dtype,
+        code=dtype.char,
         shape=shape,
         kinds=kinds,
         nullable=nullable,

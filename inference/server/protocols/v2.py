@@ -103,8 +103,12 @@ def decode(body: bytes, headers: Headers, deployment: DeploymentRoute, version: 
     if type(tensors) is not list or not tensors:
         near = mistaken_for((key for key in document if key != "inputs"), ("inputs",))
         raise bad_request(f"The body must have inputs, a list of tensors{near}", "inputs")
-    if count_colons(head) != len(document) + sum([len(tensor) for tensor in tensors if type(tensor) is dict]):
-        refuse_duplicate_keys(head, count_keys(document))
+    colons = count_colons(head)
+    if colons != len(document) + sum([len(tensor) for tensor in tensors if type(tensor) is dict]):
+        # Parameters hold keys too.
+        keys = count_keys(document)
+        if colons != keys:
+            refuse_duplicate_keys(head, keys)
     style = _style(document, version) if "outputs" in document or "parameters" in document else _ALL_AS_JSON
     booleans = len(head) < SHORT_BYTES or not plan.floats or may_hold_booleans(head)
     inputs, pictures = _inputs(tensors, buffer, deployment, plan, booleans)

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -14,10 +14,11 @@ from benchmarks.measures import PageReader
 from benchmarks.models import MODELS
 from benchmarks.open_loop import BIN_S, Part, Result, Stage, run
 from benchmarks.report import milliseconds, per_second, ratio, table
-from benchmarks.subjects import Running, check, model_alone, product
+from benchmarks.subjects import OURS, Running, bare, check, model_alone, product
 from tests.e2e.control import control_of
 
 _WARM_S = 2.0
+_FLOOR = "bare ASGI"
 HEAVY = Case(MODELS["heavy"], "v2-binary", 1)
 _HEAVY_CLIENTS = 16
 # How much longer the neighbour goes on than what is timed beside it, on both ends.
@@ -42,6 +43,10 @@ def peak(running: Running, case: Case, *, rounds: int, seconds: float) -> float:
     """Calls a second of a closed loop at 32 connections, the median of some windows."""
     target = running.target(case)
     check(target, case, (1, 2))
+    return _peak(target, running, rounds, seconds)
+
+
+def _peak(target: Target, running: Running, rounds: int, seconds: float) -> float:
     drive(target, connections=32, seconds=1)
     found = []
     for _ in range(rounds):
@@ -70,21 +75,33 @@ def _generator_line(told: dict[str, Any]) -> tuple[str, str]:
 
 
 def tail(asked: argparse.Namespace) -> dict[str, Any]:
-    """Calls at a share of the measured peak for minutes: percentiles from when each was due, and errors."""
+    """Calls at a share of the measured peak for minutes: percentiles from when each was due, and errors.
+
+    In turns with a bare server at the same share of its own peak, which tells what the machine allows.
+    """
     case = CASES[asked.case]
-    results = []
-    with product([case.model.name]) as running:
-        most = peak(running, case, rounds=3, seconds=min(5.0, asked.seconds))
-        rate = most * asked.rate_share
+    results: dict[str, list[Result]] = {OURS: [], _FLOOR: []}
+    with product([case.model.name]) as running, bare(_FLOOR, case.model) as floor:
+        targets = {OURS: running.target(case), _FLOOR: floor.target(case) or running.target(case)}
+        seconds = min(5.0, asked.seconds)
+        most = {OURS: peak(running, case, rounds=3, seconds=seconds)}
+        most[_FLOOR] = _peak(targets[_FLOOR], running, 3, seconds)
         for _ in range(asked.rounds):
-            running.settle()
-            results.append(run(running.target(case), [Stage(rate, _WARM_S), Stage(rate, asked.seconds)]))
+            for name, target in targets.items():
+                running.settle()
+                rate = most[name] * asked.rate_share
+                results[name].append(run(target, [Stage(rate, _WARM_S), Stage(rate, asked.seconds)]))
+    ours = _tail_of(most[OURS], asked.rate_share, results[OURS])
+    return {"case": case.name, "rate_share": asked.rate_share, **ours} | {
+        "floor": _tail_of(most[_FLOOR], asked.rate_share, results[_FLOOR])
+    }
+
+
+def _tail_of(most: float, share: float, results: Sequence[Result]) -> dict[str, Any]:
     parts = [result.parts[-1] for result in results]
     return {
-        "case": case.name,
         "peak_per_s": most,
-        "rate_share": asked.rate_share,
-        "rate_per_s": round(rate, 1),
+        "rate_per_s": round(most * share, 1),
         "calls": sum(part.sent for part in parts),
         "errors": sum(part.errors for part in parts),
         **{name: spread([getattr(part, name) for part in parts]) for name in _PERCENTILES},
@@ -102,18 +119,22 @@ def tail_limits(figures: dict[str, Any]) -> list[Limit]:
 
 
 def tail_tables(figures: dict[str, Any]) -> Iterator[str]:
-    rate = f"{figures['rate_per_s']:,.0f} calls/s, {figures['rate_share']:.0%} of {figures['peak_per_s']:,.0f}"
+    both, share = (figures, figures["floor"]), f"{figures['rate_share']:.0%}"
+
+    def row(what: str, told: Callable[[dict[str, Any]], str]) -> tuple[str, ...]:
+        return what, *map(told, both)
+
     yield table(
-        ("open loop", figures["case"]),
+        ("open loop", f"{figures['case']}, Signalbox", _FLOOR),
         [
-            ("rate", rate),
-            ("calls, errors", f"{figures['calls']:,}, {figures['errors']:,}"),
-            ("p50", milliseconds(figures["p50_ms"])),
-            ("p99", milliseconds(figures["p99_ms"])),
-            ("p99.9", milliseconds(figures["p999_ms"])),
-            ("longest", milliseconds(figures["most_ms"])),
-            ("p99 against p50", ratio(figures["p99_of_p50"])),
-            _generator_line(figures["generator"]),
+            row("rate", lambda of: f"{of['rate_per_s']:,.0f} calls/s, {share} of {of['peak_per_s']:,.0f}"),
+            row("calls, errors", lambda of: f"{of['calls']:,}, {of['errors']:,}"),
+            row("p50", lambda of: milliseconds(of["p50_ms"])),
+            row("p99", lambda of: milliseconds(of["p99_ms"])),
+            row("p99.9", lambda of: milliseconds(of["p999_ms"])),
+            row("longest", lambda of: milliseconds(of["most_ms"])),
+            row("p99 against p50", lambda of: ratio(of["p99_of_p50"])),
+            row("the generator itself", lambda of: _generator_line(of["generator"])[1]),
         ],
     )
 

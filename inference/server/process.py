@@ -13,6 +13,7 @@ import uvicorn
 import uvloop
 
 from inference.runtime import collector
+from inference.server import slices
 from inference.server.accepting import Acceptor
 from inference.server.app import App
 from inference.server.connection import BoundedHttpProtocol
@@ -41,6 +42,7 @@ def serve(settings: Settings, fd: int, parent: int, patience_s: int) -> int:
 
 
 async def _serve(settings: Settings, listener: socket.socket, patience_s: int) -> None:
+    slices.shorten()
     app = App(settings)
     serving = app.metrics.counter("signalbox_serving")
     collector.settle()

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from django.db import connection
 
 from controlplane.catalog.models import ModelVersion
 from controlplane.deployments.models import Deployment
@@ -154,6 +155,17 @@ def test_payloads_are_stored_as_they_were_spooled(deployment: Deployment, versio
     row = Prediction.objects.get()
     assert (row.client_id, row.inputs, row.outputs) == ("a\tb\\c\n", odd, {"y": []})
     assert (row.pictures, row.warnings, row.context) == ([{"width": 2}], ["\\"], None)
+
+
+def test_large_payloads_are_not_stored_with_the_slow_compression(deployment: Deployment, version: ModelVersion) -> None:
+    record_predictions([served(deployment, version)])
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT DISTINCT attstorage, attcompression FROM pg_attribute JOIN pg_inherits ON inhrelid = attrelid "
+            "WHERE inhparent = 'prediction'::regclass AND attname IN ('inputs', 'outputs', 'scores')"
+        )
+        # Extended storage with LZ4, or external storage: none.
+        assert cursor.fetchall() in ([("x", "l")], [("e", "")])
 
 
 def test_calls_of_any_shape_are_sketched(deployment: Deployment, version: ModelVersion) -> None:

@@ -25,6 +25,8 @@ Array = npt.NDArray[Any]
 # Layouts kept by who packs and by who spells out; past that all begin anew.
 _MOST = 1024
 _NUMBERS = "fiub"
+# What numbers lie in memory as; of a layout that a damaged line names nothing else is read.
+_DTYPES = frozenset(("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8"))
 
 
 class Tensor(msgspec.Struct, array_like=True):
@@ -227,6 +229,8 @@ class _Spelling:
         self._row_bytes = layout.input.row_bytes()
         self._output_bytes = [form.row_bytes() for form in layout.outputs]
         scored = layout.outputs[layout.score]
+        if any(form.dtype not in _DTYPES or min(form.inner, default=1) < 0 for form in (layout.input, *layout.outputs)):
+            raise ValueError("the tensors are not of numbers")
         if not self._row_bytes or any(
             names and len(names) != prod(tensor.inner)
             for names, tensor in ((layout.columns, layout.input), (layout.labels, scored))

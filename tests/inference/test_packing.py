@@ -207,6 +207,28 @@ def test_a_damaged_line_is_no_record(damage: dict[str, Any]) -> None:
         spelled(msgspec.structs.replace(given.packed, **damage))
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b'[["x","|O8",[3]],[["label","<i8",[]]],["a","b","c"],true,[],0,true]',
+        b'[["x","<f16",[3]],[["label","<i8",[]]],["a","b","c"],true,[],0,true]',
+        b'[["x","<f4",[-3]],[["label","<i8",[]]],[],true,[],0,true]',
+        b'[["x","<f4",[3]],[],["a","b","c"],true,[],0,true]',
+        b'[["x","<f4",[3]],[["label","<i8",[]]],["a","b"],true,[],0,true]',
+        b'[["x","<f4",[3]],[["label","<i8",[]]],["a","b","c"],true,["yes","no"],0,true]',
+        b'{"x": 1}',
+    ],
+)
+def test_a_damaged_layout_spoils_no_other_line(damage: bytes) -> None:
+    packer, route, bad, good = Packer(), version(), record(), record()
+    for given in (bad, good):
+        assert packer.pack(given, with_fields(deployment(route)), route, {"x": ROW}, ANSWER)
+    assert bad.packed is not None
+    bad.packed.layout = msgspec.Raw(damage)
+    lines = [msgspec.json.decode(msgspec.json.encode(each), type=SpoolLine) for each in (bad, good, bad)]
+    assert [part is None for part in spell_out(lines)] == [True, False, True]
+
+
 def test_the_spool_reads_packed_lines(tmp_path: Path) -> None:
     packer, route, given = Packer(), version(), record()
     assert packer.pack(given, with_fields(deployment(route)), route, {"x": ROW}, ANSWER)

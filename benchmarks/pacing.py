@@ -82,10 +82,13 @@ def tail(asked: argparse.Namespace) -> dict[str, Any]:
     case = CASES[asked.case]
     results: dict[str, list[Result]] = {OURS: [], _FLOOR: []}
     with product([case.model.name]) as running, bare(_FLOOR, case.model) as floor:
-        targets = {OURS: running.target(case), _FLOOR: floor.target(case) or running.target(case)}
+        beside = floor.target(case)
+        assert beside is not None
+        check(beside, case)
+        targets = {OURS: running.target(case), _FLOOR: beside}
         seconds = min(5.0, asked.seconds)
         most = {OURS: peak(running, case, rounds=3, seconds=seconds)}
-        most[_FLOOR] = _peak(targets[_FLOOR], running, 3, seconds)
+        most[_FLOOR] = _peak(beside, running, 3, seconds)
         for _ in range(asked.rounds):
             for name, target in targets.items():
                 running.settle()

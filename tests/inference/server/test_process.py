@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from inference.server import slices
 from inference.spool import SpoolReader
 from tests.inference.server.house import BODY, OWNER, deployment, linear
 from tests.inference.server.publishing import Door, Publisher, kill, open_door, until
@@ -120,6 +122,14 @@ def test_sigterm_finishes_what_was_begun_and_leaves_nothing(door: Door, database
     assert door.process.wait(20) == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
     assert Publisher(database_url).processes() == []
+
+
+def test_the_loops_of_serving_processes_have_short_slices(door: Door) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        if not pool.submit(slices.shorten).result():
+            pytest.skip("this system knows no slices")
+    until(lambda: bool(serving(door)), "a process that serves")
+    assert {slices.slice_s(pid) for pid in serving(door)} == {slices.SLICE_S}
 
 
 def test_killing_the_parent_ends_the_children(door: Door) -> None:

@@ -15,6 +15,7 @@ from inference.contracts import Lane
 from inference.runs import Share, grouped
 from inference.runtime.onnx import OnnxModel
 from inference.server.heads import Heads
+from inference.server.predict import Predictor
 from inference.server.turn import MOST_GATHERED
 from tests.inference import toys
 from tests.inference.server.house import BODY, House, deployment, linear, listening, open_house, version
@@ -118,22 +119,25 @@ async def test_more_calls_than_a_turn_holds_are_answered_in_several(house: House
     assert house.app.admission.calls == 0
 
 
-async def test_a_fault_in_one_calls_end_leaves_the_others_theirs(
-    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from inference.server import predict
-
-    real = predict.Predictor._finish
+def let_one_fail(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """The end of the call of that number, counted from 1, has a fault of ours."""
+    real = Predictor._finish
     seen: list[object] = []
 
-    def fail(self: predict.Predictor, ask: object, *rest: object) -> object:
+    def fail(self: Predictor, ask: object, *rest: object) -> object:
         seen.append(ask)
-        if len(seen) == 2:
+        if len(seen) == number:
             raise ZeroDivisionError
         return real(self, ask, *rest)  # type: ignore[arg-type]  # as they came
 
+    monkeypatch.setattr(Predictor, "_finish", fail)
+
+
+async def test_a_fault_in_one_calls_end_leaves_the_others_theirs(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async with calling(house, 3) as callers:
-        monkeypatch.setattr(predict.Predictor, "_finish", fail)
+        let_one_fail(monkeypatch, 2)
         answers = await all_at_once(callers, [request()] * 3)
     assert sorted(status for status, _, _ in answers) == [200, 200, 500]
     assert "prediction failed" in caplog.text
@@ -143,22 +147,11 @@ async def test_a_fault_in_one_calls_end_leaves_the_others_theirs(
 async def test_a_refusal_that_cannot_be_noted_leaves_no_other_call_unanswered(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from inference.server import predict
-
-    real = predict.Predictor._finish
-    seen: list[object] = []
-
-    def fail(self: predict.Predictor, ask: object, *rest: object) -> object:
-        seen.append(ask)
-        if len(seen) == 1:
-            raise ZeroDivisionError
-        return real(self, ask, *rest)  # type: ignore[arg-type]  # as they came
-
     def unwritable(record: object) -> None:
         raise FileNotFoundError("the spool's folder")
 
     async with calling(house, 3) as callers:
-        monkeypatch.setattr(predict.Predictor, "_finish", fail)
+        let_one_fail(monkeypatch, 1)
         monkeypatch.setattr(house.app.refusals, "note", unwritable)
         for caller in callers:
             at_once(caller, request())

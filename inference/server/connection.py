@@ -140,15 +140,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self._owes = False
             else:
                 self._read = data
-        elif self._in_head:
-            # Only a head that comes in pieces is counted: one that fits a single read is within bounds.
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._end()
-                return
+        in_pieces = self._in_head
         super().data_received(data)
         self._read = b""
         if self._in_head:
+            # Only a head that comes in pieces is counted, and of its last piece nothing: a body may be in it.
+            if in_pieces:
+                self._head_bytes += len(data)
+                if self._head_bytes > MAX_HEAD_BYTES:
+                    self._end()
+                    return
             if self._head_timer is None and self.transport is not None:
                 self._arm()
         elif self._call is not None and self._body_timer is None:

@@ -134,6 +134,40 @@ async def test_a_body_that_trickles_on_the_short_way_must_keep_the_least_rate(
         assert headers[b"connection"] == b"close"
 
 
+async def test_a_body_that_comes_with_the_last_piece_of_its_head_is_not_counted_as_head(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = asyncio.Event()
+    begin = BoundedHttpProtocol.on_message_begin
+
+    def watch(protocol: BoundedHttpProtocol) -> None:
+        begin(protocol)
+        begun.set()
+
+    monkeypatch.setattr(BoundedHttpProtocol, "on_message_begin", watch)
+    monkeypatch.setattr(connection, "MAX_HEAD_BYTES", 1000)
+    body = BODY + b" " * 5000
+    message = head(f"Content-Length: {len(body)}") + body
+    async with listening(house) as port, caller(port) as (reader, writer):
+        writer.write(message[:30])
+        async with asyncio.timeout(30):
+            # The first piece came on its own: else this would test nothing.
+            await begun.wait()
+        writer.write(message[30:])
+        assert (await answer(reader))[0] == 200
+
+
+async def test_a_head_that_grows_without_end_ends_the_connection(house: House) -> None:
+    async with listening(house) as port, caller(port) as (_, writer):
+        writer.write(head()[:-2])
+        with pytest.raises(ConnectionError):
+            async with asyncio.timeout(30):
+                while True:
+                    writer.write(b"X-More: " + b"x" * 8000 + b"\r\n")
+                    await writer.drain()
+        assert house.app.admission.calls == 0
+
+
 async def test_a_head_that_trickles_is_ended_by_the_time_for_heads(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:

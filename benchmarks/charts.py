@@ -108,7 +108,7 @@ def _overload(of: dict[str, Any]) -> go.Figure:
         spreads = [one[what] for one in offered.values()]
         y = [one["median"] for one in spreads]
         figure.add_bar(name=name, x=list(offered), y=y, error_y=_whiskers(spreads))
-    figure.add_hline(y=of["peak_per_s"], line_dash="dot", annotation_text="peak")
+    figure.add_hline(y=of["peak_per_s"]["median"], line_dash="dot", annotation_text="peak")
     return figure.update_yaxes(title="calls/s", rangemode="tozero")
 
 

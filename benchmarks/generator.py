@@ -95,9 +95,10 @@ class Generator:
                 self._write(connection, waiting.popleft(), log)
             if waiting and (self._free or len(self._by_fd) < self._most):
                 pause = 0.0
-            elif upcoming < total:
+            elif upcoming < total and not waiting:
                 pause = max(0.0, due[upcoming] - time.monotonic())
             else:
+                # What is due meanwhile could not be sent either.
                 pause = 0.05
             # epoll's own timeout has milliseconds; select's has microseconds.
             if pause == 0 or select.select([self._poll], [], [], pause)[0]:

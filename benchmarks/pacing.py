@@ -25,7 +25,7 @@ _HEAVY_CLIENTS = 16
 _MARGIN_S = 3.0
 OVERLOAD = CASES["image/v2-binary/1"]
 _TIMES = (1, 2, 10)
-# More than the product lets into a process, so that it has to refuse.
+# So many callers at once that most of what is there is waiting.
 _CONNECTIONS = 2_000
 # How long a caller waits for one of them to be free.
 _PATIENCE_S = 1.0
@@ -35,23 +35,27 @@ _RECOVERS_S = 10.0
 _DEADLINE_MS = 10_000
 _LIMITED_PER_MINUTE = 60
 _LIMITED_PER_S = 200.0
+# A call that finds all connections busy where only their number is to bound the load.
+_BRIEFLY_S = 0.05
 _PERCENTILES = ("p50_ms", "p99_ms", "p999_ms", "most_ms")
 _GENERATOR = ("own_us_per_call", "own_share")
 
 
-def peak(running: Running, case: Case, *, rounds: int, seconds: float) -> float:
-    """Calls a second of a closed loop at 32 connections, the median of some windows."""
-    target = running.target(case)
-    check(target, case, (1, 2))
-    return _peak(target, running, rounds, seconds)
+def peak(target: Target, seconds: float) -> float:
+    """Calls a second that 32 connections get of a server, kept busy by the generator of the open loop.
+
+    Not by wrk, which takes a fraction of the processor time: where the load shares its processors with the server, a
+    share of what wrk gets would be a larger one of what is there beside this generator.
+    """
+    offered = 2 * drive(target, connections=32, seconds=1).per_s
+    return run(target, [Stage(offered, seconds)], connections=32, patience_s=_BRIEFLY_S).parts[0].answered_per_s
 
 
-def _peak(target: Target, running: Running, rounds: int, seconds: float) -> float:
-    drive(target, connections=32, seconds=1)
+def _peak_of_three(running: Running, target: Target, asked: argparse.Namespace) -> float:
     found = []
-    for _ in range(rounds):
+    for _ in range(3):
         running.settle()
-        found.append(drive(target, connections=32, seconds=seconds).per_s)
+        found.append(peak(target, min(5.0, asked.seconds)))
     return spread(found)["median"]
 
 
@@ -75,36 +79,40 @@ def _generator_line(told: dict[str, Any]) -> tuple[str, str]:
 
 
 def tail(asked: argparse.Namespace) -> dict[str, Any]:
-    """Calls at a share of the measured peak for minutes: percentiles from when each was due, and errors.
+    """Calls at a share of the peak that was measured just before: percentiles from when each was due, and errors.
 
     In turns with a bare server at the same share of its own peak, which tells what the machine allows.
     """
     case = CASES[asked.case]
     results: dict[str, list[Result]] = {OURS: [], _FLOOR: []}
+    most: dict[str, list[float]] = {OURS: [], _FLOOR: []}
+    by_wrk: dict[str, list[float]] = {OURS: [], _FLOOR: []}
     with product([case.model.name]) as running, bare(_FLOOR, case.model) as floor:
         beside = floor.target(case)
         assert beside is not None
-        check(beside, case)
         targets = {OURS: running.target(case), _FLOOR: beside}
+        check(targets[OURS], case, (1, 2))
+        check(beside, case)
         seconds = min(5.0, asked.seconds)
-        most = {OURS: peak(running, case, rounds=3, seconds=seconds)}
-        most[_FLOOR] = _peak(beside, running, 3, seconds)
         for _ in range(asked.rounds):
             for name, target in targets.items():
                 running.settle()
-                rate = most[name] * asked.rate_share
+                by_wrk[name].append(drive(target, connections=32, seconds=seconds).per_s)
+                running.settle()
+                most[name].append(peak(target, seconds))
+                running.settle()
+                rate = most[name][-1] * asked.rate_share
                 results[name].append(run(target, [Stage(rate, _WARM_S), Stage(rate, asked.seconds)]))
-    ours = _tail_of(most[OURS], asked.rate_share, results[OURS])
-    return {"case": case.name, "rate_share": asked.rate_share, **ours} | {
-        "floor": _tail_of(most[_FLOOR], asked.rate_share, results[_FLOOR])
-    }
+    of = {name: _tail_of(most[name], by_wrk[name], results[name]) for name in targets}
+    return {"case": case.name, "rate_share": asked.rate_share, **of[OURS], "floor": of[_FLOOR]}
 
 
-def _tail_of(most: float, share: float, results: Sequence[Result]) -> dict[str, Any]:
+def _tail_of(most: Sequence[float], by_wrk: Sequence[float], results: Sequence[Result]) -> dict[str, Any]:
     parts = [result.parts[-1] for result in results]
     return {
-        "peak_per_s": most,
-        "rate_per_s": round(most * share, 1),
+        "peak_per_s": spread(most),
+        "wrk_per_s": spread(by_wrk),
+        "rate_per_s": spread([part.rate for part in parts]),
         "calls": sum(part.sent for part in parts),
         "errors": sum(part.errors for part in parts),
         **{name: spread([getattr(part, name) for part in parts]) for name in _PERCENTILES},
@@ -130,7 +138,9 @@ def tail_tables(figures: dict[str, Any]) -> Iterator[str]:
     yield table(
         ("open loop", f"{figures['case']}, Signalbox", _FLOOR),
         [
-            row("rate", lambda of: f"{of['rate_per_s']:,.0f} calls/s, {share} of {of['peak_per_s']:,.0f}"),
+            row("calls/s of 32 connections by wrk", lambda of: per_second(of["wrk_per_s"])),
+            row("by this generator: the peak", lambda of: per_second(of["peak_per_s"])),
+            row(f"rate: {share} of it", lambda of: per_second(of["rate_per_s"])),
             row("calls, errors", lambda of: f"{of['calls']:,}, {of['errors']:,}"),
             row("p50", lambda of: milliseconds(of["p50_ms"])),
             row("p99", lambda of: milliseconds(of["p99_ms"])),
@@ -155,10 +165,11 @@ def neighbours(asked: argparse.Namespace) -> dict[str, Any]:
     page_ms: list[float] = []
     alone = model_alone(HEAVY.model, 1, min(3.0, asked.seconds))
     with product([MAIN.model.name, HEAVY.model.name], pinned=False) as running, running.pages() as client:
-        most = peak(running, MAIN, rounds=3, seconds=min(5.0, asked.seconds))
-        stages = [Stage(most * asked.rate_share, _WARM_S), Stage(most * asked.rate_share, asked.seconds)]
         target, heavy = running.target(MAIN), running.target(HEAVY)
+        check(target, MAIN, (1, 2))
         check(heavy, HEAVY, (1, 2))
+        most = _peak_of_three(running, target, asked)
+        stages = [Stage(most * asked.rate_share, _WARM_S), Stage(most * asked.rate_share, asked.seconds)]
         order = list(results)
         for number in range(asked.rounds):
             for kind in [*order[number % 3 :], *order[: number % 3]]:
@@ -250,22 +261,26 @@ def overload(asked: argparse.Namespace) -> dict[str, Any]:
     """
     case = CASES[asked.case]
     found: dict[str, list[dict[str, Any]]] = {f"{times}x": [] for times in _TIMES}
+    peaks: list[float] = []
     results = []
     with product([case.model.name]) as running:
-        most = peak(running, case, rounds=3, seconds=min(5.0, asked.seconds))
+        target = running.target(case)
+        check(target, case, (1, 2))
         for _ in range(asked.rounds):
             for times in _TIMES:
+                running.settle()
+                peaks.append(most := peak(target, min(5.0, asked.seconds)))
                 running.settle()
                 before = Stage(most / 2, asked.seconds / 2)
                 after = Stage(most / 2, max(_RECOVERS_S, asked.seconds / 2))
                 stages = [before, Stage(most * times, asked.seconds), after]
-                result = run(running.target(case), stages, connections=_CONNECTIONS, patience_s=_PATIENCE_S)
+                result = run(target, stages, connections=_CONNECTIONS, patience_s=_PATIENCE_S)
                 results.append(result)
                 found[f"{times}x"].append(_weathered(result.parts, most))
         limited = _rate_limited(running, case, min(10.0, asked.seconds))
     return {
         "case": case.name,
-        "peak_per_s": most,
+        "peak_per_s": spread(peaks),
         "offered": {times: _each(rounds) for times, rounds in found.items()},
         "rate_limited": limited,
         "generator": _generator(results),
@@ -332,7 +347,7 @@ def overload_limits(figures: dict[str, Any]) -> list[Limit]:
 def overload_tables(figures: dict[str, Any]) -> Iterator[str]:
     yield table(
         (
-            f"{figures['case']}, peak {figures['peak_per_s']:,.0f}/s",
+            f"{figures['case']}, peak {per_second(figures['peak_per_s'])}/s",
             "offered/s",
             "answered 200/s",
             "share of the peak",

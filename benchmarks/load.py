@@ -1,5 +1,6 @@
 """A closed loop by wrk, one thread of it, on a processor of its own where there are two."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -58,11 +59,21 @@ def cores() -> list[int]:
     return sorted(os.sched_getaffinity(0))
 
 
-def pin_server(pid: int) -> None:
-    """Keep a serving process, with all its threads, on the first processor; the load has the last."""
+def pin_to_first(pid: int) -> None:
+    """Keep a process, with all its threads, on the first processor; the load has the last."""
+    _pin(pid, 0)
+
+
+def pin_to_last(pid: int) -> None:
+    _pin(pid, -1)
+
+
+def _pin(pid: int, index: int) -> None:
     if len(cores()) > 1:
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            os.sched_setaffinity(int(thread.name), cores()[:1])
+        # Threads may end meanwhile.
+        with contextlib.suppress(OSError):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.sched_setaffinity(int(thread.name), [cores()[index]])
 
 
 def on_first_core(command: list[str]) -> list[str]:

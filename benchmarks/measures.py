@@ -14,8 +14,7 @@ from benchmarks.calls import MAIN
 from benchmarks.figures import ratios, spread
 from benchmarks.load import Load, drive
 from benchmarks.report import ratio, table
-from benchmarks.subjects import NAME, Running, children_of
-from controlplane.local.processes import marked_with
+from benchmarks.subjects import NAME, Running, children_of, descendants_of
 from tests.services import wait_for
 
 # Page readers open a deployment's page so often.
@@ -170,7 +169,8 @@ def _megabytes(pid: int) -> dict[str, Any]:
 
 def _postgres_pids(running: Running) -> list[int]:
     found = []
-    for pid in marked_with(running.product.home) | set(_descendants(running.product.pid_of("postgres"))):
+    assert running.product.process is not None
+    for pid in descendants_of(running.product.process.pid):
         try:
             name = Path(f"/proc/{pid}/comm").read_text().strip()
         except OSError:
@@ -178,12 +178,6 @@ def _postgres_pids(running: Running) -> list[int]:
         if name.startswith("postgres"):
             found.append(pid)
     return found
-
-
-def _descendants(pid: int | None) -> list[int]:
-    if pid is None:
-        return []
-    return [pid, *(grandchild for child in children_of(pid) for grandchild in _descendants(child))]
 
 
 def cpu_s(pid: int) -> float:

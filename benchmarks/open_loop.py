@@ -104,6 +104,7 @@ def run(
         text=True,
         timeout=sum(stage.seconds for stage in stages) + grace_s + 60,
         check=False,
+        start_new_session=True,
     )
     if done.returncode:
         raise RuntimeError(f"the open loop failed: {done.stderr[-2000:]}")

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.calls import MAIN, Case, call_of, scores_of
-from benchmarks.load import Target, on_first_core, pin_server
+from benchmarks.load import Target, on_first_core, pin_to_first, pin_to_last
 from benchmarks.models import MODELS, Model
 from tests.services import REPOSITORY, Product, free_port, wait_for
 
@@ -100,7 +100,8 @@ class Running:
 def product(models: Sequence[str] = (NAME,), *, processes: int = 1, pinned: bool = True) -> Iterator[Running]:
     """The product as `make run` starts it: own PostgreSQL (durable) and Redis, each model split 90/10 in two versions.
 
-    `pinned`: its serving processes are kept on the first processor, as every peer is.
+    `pinned`: its serving processes are kept on the first processor, as every peer is, all others of it on the last,
+    with the load: that they are there to log is for them to pay, not for the server to wait behind.
     """
     folder = Path(tempfile.mkdtemp(prefix="signalbox-bench-"))
     # As root the embedded PostgreSQL runs as another account, which has to walk through.
@@ -116,8 +117,11 @@ def product(models: Sequence[str] = (NAME,), *, processes: int = 1, pinned: bool
             target = running.target(Case(MODELS[name], "v2-binary", 1))
             wait_for(lambda to=target: answers(to), 60, f"the first answer of {name}")  # type: ignore[misc]
         if pinned:
+            assert started.process is not None
+            for pid in descendants_of(started.process.pid):
+                pin_to_last(pid)
             for pid in running.serving:
-                pin_server(pid)
+                pin_to_first(pid)
         yield running
     finally:
         started.remove()
@@ -181,6 +185,11 @@ def children_of(pid: int) -> list[int]:
     with contextlib.suppress(OSError):
         return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
+
+
+def descendants_of(pid: int) -> list[int]:
+    children = children_of(pid)
+    return [*children, *(one for child in children for one in descendants_of(child))]
 
 
 def answers(target: Target) -> bool:

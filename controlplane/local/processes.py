@@ -1,5 +1,6 @@
 """Child processes that never outlive their parent, and how to find and stop those of an earlier, killed one."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -63,26 +64,42 @@ def spawn(
         preexec_fn=before_exec,  # safe: the runner has one thread
     )
     if niceness:
-        _yield_as_group(process.pid, min(niceness, MOST_GROUP_NICENESS))
+        for _ in range(_GROUP_TRIES):
+            if _yield_as_group(process.pid, niceness):
+                break
+            # Who is not root may do this ten times a second.
+            time.sleep(0.1)
     return process
 
 
-def _yield_as_group(leader: int, niceness: int) -> None:
+def yield_sessions(leader: int, niceness: int, yielded: set[int]) -> None:
+    """Lower the sessions that children of a nice process lead, as each of PostgreSQL's backends does.
+
+    `yielded`: of which children that is done; kept here.
+    """
+    try:
+        children = {int(text) for text in Path(f"/proc/{leader}/task/{leader}/children").read_text().split()}
+    except OSError:
+        return
+    yielded &= children
+    for child in children - yielded:
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(child) == child and _yield_as_group(child, niceness):
+                yielded.add(child)
+
+
+def _yield_as_group(leader: int, niceness: int) -> bool:
     """Lower a session's whole group where the kernel groups tasks by session: niceness counts within a group alone.
 
     By less than a process: a group at 19 gets one part in seventy of a busy machine, and then lags by minutes. From
-    outside, since a child of another account may not.
+    outside, since a child of another account may not. False where it has to be tried again.
     """
-    for _ in range(_GROUP_TRIES):
+    with contextlib.suppress(OSError):
         try:
-            Path(f"/proc/{leader}/autogroup").write_text(str(niceness))
+            Path(f"/proc/{leader}/autogroup").write_text(str(min(niceness, MOST_GROUP_NICENESS)))
         except BlockingIOError:
-            # Who is not root may do this ten times a second.
-            time.sleep(0.1)
-        except OSError:
-            return
-        else:
-            return
+            return False
+    return True
 
 
 def kill_group(leader: int, number: int = signal.SIGKILL) -> None:

@@ -18,13 +18,15 @@ from typing import IO
 
 from controlplane.local.errors import CannotStart
 from controlplane.local.home import Account, Home
-from controlplane.local.processes import MARK, kill_group, marked_with, spawn, stop_stepwise
+from controlplane.local.processes import MARK, kill_group, marked_with, spawn, stop_stepwise, yield_sessions
 
 LOG_FILE_BYTES = 5 * 1024 * 1024
 FIRST_PAUSE_S = 0.2
 # A killed part is back within five seconds, its start included.
 LONGEST_PAUSE_S = 3.0
 STEADY_AFTER_S = 20.0
+# How often nice parts are asked for children with sessions of their own.
+EASE_EVERY_S = 2.0
 
 
 class StopRequested(Exception):
@@ -89,6 +91,8 @@ class Child:
     last_exit: int | None = None
     last_line: str = ""
     rest: bytes = b""
+    # Its children whose sessions were lowered.
+    yielded: set[int] = field(default_factory=set)
 
     @property
     def pipe(self) -> IO[bytes]:
@@ -109,6 +113,7 @@ class Supervisor:
         self._console_open = True
         # While some parts are being ended on purpose, nobody is started again.
         self._holding = False
+        self._eased_at = clock()
 
     def __enter__(self) -> "Supervisor":
         with contextlib.ExitStack() as undo:
@@ -189,6 +194,11 @@ class Supervisor:
                 self._spawn(child)
             elif child.failures and child.process is not None and now - child.started_at > STEADY_AFTER_S:
                 child.failures = 0
+        if now - self._eased_at >= EASE_EVERY_S:
+            self._eased_at = now
+            for child in self._children.values():
+                if child.process is not None and child.service.niceness:
+                    yield_sessions(child.process.pid, child.service.niceness, child.yielded)
 
     def why(self, name: str) -> str:
         """A sentence on why a part does not run, with its last words."""

@@ -20,6 +20,10 @@ from tests.services import REPOSITORY, wait_for
 pytestmark = pytest.mark.unit
 
 SLEEPER = "import time\nprint('up', flush=True)\ntime.sleep(600)"
+OPENER = (
+    "import subprocess, sys\n"
+    "subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)"
+)
 STUBBORN = (
     "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up', flush=True)\ntime.sleep(600)"
 )
@@ -218,6 +222,23 @@ def test_a_nice_child_yields_although_it_leads_its_own_session() -> None:
         child.wait()
         assert child.stdout is not None
         child.stdout.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="the kernel does not group tasks by session")
+def test_sessions_that_a_nice_part_opens_later_yield_too(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controlplane.local.supervisor.EASE_EVERY_S", 0.0)
+    supervisor.start(Service("part", (sys.executable, "-c", OPENER), 0, environment=dict(os.environ), niceness=5))
+    part = supervisor._children["part"].process
+    assert part is not None
+    opened = Path(f"/proc/{part.pid}/task/{part.pid}/children")
+    assert supervisor.wait(lambda: opened.read_text() != "", 30)
+    child = int(opened.read_text())
+    try:
+        assert supervisor.wait(lambda: Path(f"/proc/{child}/autogroup").read_text().endswith("nice 5\n"), 30)
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_a_program_that_cannot_be_executed_is_told(supervisor: Supervisor) -> None:

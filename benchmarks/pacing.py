@@ -158,13 +158,13 @@ def tail_tables(figures: dict[str, Any]) -> Iterator[str]:
 def neighbours(asked: argparse.Namespace) -> dict[str, Any]:
     """Boosted trees at half of their peak: alone, beside a heavy model under 16 clients, while pages are rendered.
 
-    Nothing is kept on one processor here but the load: that would be a neighbour of its own.
+    The heavy model's threads have the one processor that the serving process has, and pages the one of the load.
     """
     results: dict[str, list[Result]] = {"alone": [], "heavy": [], "pages": []}
     heavy_per_s: list[float] = []
     page_ms: list[float] = []
     alone = model_alone(HEAVY.model, 1, min(3.0, asked.seconds))
-    with product([MAIN.model.name, HEAVY.model.name], pinned=False) as running, running.pages() as client:
+    with product([MAIN.model.name, HEAVY.model.name]) as running, running.pages() as client:
         target, heavy = running.target(MAIN), running.target(HEAVY)
         check(target, MAIN, (1, 2))
         check(heavy, HEAVY, (1, 2))

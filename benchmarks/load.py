@@ -70,9 +70,9 @@ def pin_to_last(pid: int) -> None:
 
 def _pin(pid: int, index: int) -> None:
     if len(cores()) > 1:
-        # Threads may end meanwhile.
-        with contextlib.suppress(OSError):
-            for thread in Path(f"/proc/{pid}/task").iterdir():
+        for thread in Path(f"/proc/{pid}/task").glob("*"):
+            # It may have ended meanwhile.
+            with contextlib.suppress(OSError):
                 os.sched_setaffinity(int(thread.name), [cores()[index]])
 
 

@@ -44,8 +44,8 @@ _GENERATOR = ("own_us_per_call", "own_share")
 def peak(target: Target, seconds: float) -> float:
     """Calls a second that 32 connections get of a server, kept busy by the generator of the open loop.
 
-    Not by wrk, which takes a fraction of the processor time: where the load shares its processors with the server, a
-    share of what wrk gets would be a larger one of what is there beside this generator.
+    By the same program as the load that follows: on processors that the load shares with the server, what it costs
+    weighs on both alike.
     """
     offered = 2 * drive(target, connections=32, seconds=1).per_s
     return run(target, [Stage(offered, seconds)], connections=32, patience_s=_BRIEFLY_S).parts[0].answered_per_s

@@ -1,6 +1,7 @@
 """Documents published as the control plane does, by plain SQL; and the front door as its own process."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import psycopg
+import pytest
 
 from inference.contracts import Access, DeploymentRoute, Routes
 from inference.snapshot import derive_secret, encode, sign
@@ -20,6 +22,12 @@ from tests.inference.server.house import BODY, KEYS, OWNER
 from tests.services import clean_environment, free_port, wait_for
 
 SECRET = "a secret of the tests"
+# By what the system is, not by what the product makes of it: that is what is tested.
+_KERNEL = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2] if part.isdigit())
+needs_slices = pytest.mark.skipif(
+    sys.platform != "linux" or _KERNEL < (6, 12) or platform.machine() not in ("x86_64", "aarch64"),
+    reason="this system knows no slices",
+)
 
 
 @dataclass(frozen=True)

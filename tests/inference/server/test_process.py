@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict
 from inference.server import slices
 from inference.spool import SpoolReader
 from tests.inference.server.house import BODY, OWNER, deployment, linear
-from tests.inference.server.publishing import Door, Publisher, kill, open_door, until
+from tests.inference.server.publishing import Door, Publisher, kill, needs_slices, open_door, until
 from tests.services import Cluster, clean_environment, new_database
 
 
@@ -124,10 +123,8 @@ def test_sigterm_finishes_what_was_begun_and_leaves_nothing(door: Door, database
     assert Publisher(database_url).processes() == []
 
 
+@needs_slices
 def test_the_loops_of_serving_processes_have_short_slices(door: Door) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        if not pool.submit(slices.shorten).result():
-            pytest.skip("this system knows no slices")
     until(lambda: bool(serving(door)), "a process that serves")
     assert {slices.slice_s(pid) for pid in serving(door)} == {slices.SLICE_S}
 

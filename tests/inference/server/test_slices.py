@@ -7,6 +7,7 @@ from typing import TypeVar
 import pytest
 
 from inference.server.slices import SLICE_S, shorten, slice_s
+from tests.inference.server.publishing import needs_slices
 
 pytestmark = pytest.mark.unit
 
@@ -18,26 +19,24 @@ def in_a_thread(work: Callable[[], Result]) -> Result:
         return pool.submit(work).result()
 
 
+@needs_slices
 def test_a_thread_gets_the_slices_that_it_asked_for() -> None:
     before = slice_s()
 
     def ask() -> tuple[bool, float]:
         return shorten(), slice_s()
 
-    known, after = in_a_thread(ask)
-    if not known:
-        pytest.skip("this system knows no slices")
-    assert after == SLICE_S
+    assert in_a_thread(ask) == (True, SLICE_S)
     assert slice_s() == before
 
 
+@needs_slices
 def test_threads_that_it_starts_are_as_all_others() -> None:
     def ask() -> tuple[bool, float]:
         return shorten(), in_a_thread(slice_s)
 
     known, theirs = in_a_thread(ask)
-    if not known:
-        pytest.skip("this system knows no slices")
+    assert known
     assert theirs != SLICE_S
 
 
